@@ -1,0 +1,146 @@
+"""Every path of the project: a directory or URI on any file system that pyarrow knows.
+
+A `Location` joins with `/` like a `pathlib.Path`, is picklable (so it travels to Ray workers), and is
+the only place that touches `pyarrow.fs`.
+"""
+
+import json
+import os
+import shutil
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import pyarrow as pa
+from pyarrow import fs
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """A place on a file system: `filesystem` (pyarrow) and `path` inside it."""
+
+    filesystem: fs.FileSystem
+    path: str
+
+    @classmethod
+    def of(cls, place: "str | os.PathLike[str] | Location") -> "Location":
+        """Resolve a local path (relative ones against the working directory) or a URI.
+
+        Raises:
+            ValueError: if the URI's scheme is unknown or it cannot be parsed.
+        """
+        if isinstance(place, Location):
+            return place
+        text = os.fspath(place)
+        if "://" not in text:
+            return cls(fs.LocalFileSystem(), str(Path(text).expanduser().absolute()))
+        try:
+            filesystem, path = fs.FileSystem.from_uri(text)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            raise ValueError(f"{text}: not a usable path or URI ({error})") from error
+        return cls(filesystem, path)
+
+    def __truediv__(self, name: str) -> "Location":
+        """Return the place `name` below this one."""
+        return Location(self.filesystem, f"{self.path.rstrip('/')}/{name}")
+
+    def __str__(self) -> str:
+        """Return the path, with the kind of file system unless it is local."""
+        return self.path if self.is_local else f"{self.filesystem.type_name}://{self.path}"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether this is a path of the machine's own file system."""
+        return isinstance(self.filesystem, fs.LocalFileSystem)
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return self.path.rstrip("/").rsplit("/", 1)[-1]
+
+    def exists(self) -> bool:
+        """Return whether a file or directory is here."""
+        return self.filesystem.get_file_info(self.path).type != fs.FileType.NotFound
+
+    def is_dir(self) -> bool:
+        """Return whether a directory is here."""
+        return self.filesystem.get_file_info(self.path).type == fs.FileType.Directory
+
+    def size(self) -> int:
+        """Return the file's size in bytes.
+
+        Raises:
+            FileNotFoundError: if no file is here.
+        """
+        info = self.filesystem.get_file_info(self.path)
+        if info.type != fs.FileType.File:
+            raise FileNotFoundError(f"{self}: no such file")
+        return cast(int, info.size)
+
+    def files(self, suffix: str = "", recursive: bool = False) -> list["Location"]:
+        """Return the files below this directory whose names end in `suffix`, sorted by path."""
+        selector = fs.FileSelector(self.path, allow_not_found=True, recursive=recursive)
+        found = self.filesystem.get_file_info(selector)
+        paths = (f.path for f in found if f.type == fs.FileType.File and f.path.endswith(suffix))
+        return [Location(self.filesystem, path) for path in sorted(paths)]
+
+    def make_dir(self) -> "Location":
+        """Create this directory and its parents; return it."""
+        self.filesystem.create_dir(self.path, recursive=True)
+        return self
+
+    def delete_dir(self) -> None:
+        """Delete this directory and all below it, if it is there."""
+        if self.is_dir():
+            self.filesystem.delete_dir(self.path)
+
+    def open(self) -> BinaryIO:
+        """Open the file for random reads of bytes."""
+        return cast(BinaryIO, self.filesystem.open_input_file(self.path))
+
+    def read_bytes(self) -> bytes:
+        """Return the file's bytes."""
+        with self.filesystem.open_input_stream(self.path) as stream:
+            return cast(bytes, stream.read())
+
+    def write_bytes(self, content: bytes) -> None:
+        """Write the file whole: a reader sees the old content or the new, never a part."""
+        part = f"{self.path}.{uuid.uuid4().hex[:8]}.part" if self.is_local else self.path
+        with self.filesystem.open_output_stream(part) as stream:
+            stream.write(content)
+        if part != self.path:
+            self.filesystem.move(part, self.path)
+
+    def read_text(self) -> str:
+        """Return the file's text (UTF-8)."""
+        return self.read_bytes().decode()
+
+    def write_text(self, text: str) -> None:
+        """Write the file's text (UTF-8) whole."""
+        self.write_bytes(text.encode())
+
+    def read_json(self) -> Any:
+        """Return the file's JSON value."""
+        return json.loads(self.read_bytes())
+
+    def write_json(self, value: Any) -> None:
+        """Write a JSON value whole, indented, keys in their given order."""
+        self.write_text(json.dumps(value, indent=2) + "\n")
+
+    def copy_to(self, target: "Location") -> None:
+        """Copy this file or directory to `target`, over what is there."""
+        if self.is_dir():
+            fs.copy_files(self.path, target.path, source_filesystem=self.filesystem,
+                          destination_filesystem=target.filesystem)
+        else:
+            target.write_bytes(self.read_bytes())
+
+    def free_bytes(self) -> float:
+        """Return the free space in bytes; infinite where the store has no such limit."""
+        if not self.is_local:
+            return float("inf")
+        place = Path(self.path)
+        while not place.exists():
+            place = place.parent
+        return shutil.disk_usage(place).free

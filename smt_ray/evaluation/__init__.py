@@ -1,0 +1,1 @@
+"""Evaluation: reference token models, figures, and the report of a run. No ray, no deepspeed."""

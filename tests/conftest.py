@@ -1,4 +1,4 @@
-"""Set-up shared by all tests: one torch thread, fixed seeds, shapes checked at run time, one Ray."""
+"""Set-up of all tests: one torch thread, fixed seeds, shapes checked at run time, one Ray."""
 
 import logging
 import os
@@ -9,7 +9,8 @@ import torch
 from jaxtyping import install_import_hook
 
 if not torch.cuda.is_available():
-    os.environ["DS_ACCELERATOR"] = "cpu"  # read at the first import of deepspeed, by workers as well
+    # Read at the first import of deepspeed, here and in workers.
+    os.environ["DS_ACCELERATOR"] = "cpu"
 
 torch.set_num_threads(1)
 

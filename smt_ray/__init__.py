@@ -6,7 +6,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from smt_ray.model.rnn import load_rnn
+    from smt_ray.data.export import load_rnn
 
 __all__ = ["__version__", "load_rnn"]
 
@@ -17,6 +17,6 @@ def __getattr__(name: str) -> Any:
     """Import `load_rnn`, and with it torch, on first use."""
     if name != "load_rnn":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from smt_ray.model.rnn import load_rnn
+    from smt_ray.data.export import load_rnn
 
     return load_rnn

@@ -1,0 +1,174 @@
+"""The configuration: round trips, overrides, and the message of every rule."""
+
+import json
+import re
+
+import pytest
+
+from smt_ray.config import RunConfig, TrainConfig, leaves
+
+CHANGED = {
+    "name": "first",
+    "data.sequence-length": 320,
+    "model.memory-tokens": 16,
+    "model.cell": "gru",
+    "loss.dense": False,
+    "teacher.learning-rate": 1e-3,
+    "transition.train.steps": 7,
+    "dmt.visits": 3.5,
+    "runtime.zero-stage": 3,
+}
+
+
+def test_round_trip_through_json():
+    config = RunConfig()
+    for key, value in CHANGED.items():
+        config = config.override(key, value)
+    assert {key: leaves(config)[key] for key in CHANGED} == CHANGED
+    assert RunConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_every_leaf_can_be_overridden_by_its_own_value():
+    config = RunConfig()
+    for key, value in leaves(config).items():
+        assert config.override(key, value) == config
+
+
+def test_override_takes_dashes_and_underscores_and_changes_nothing_else():
+    config = RunConfig()
+    changed = config.override("model.memory-tokens", 16)
+    assert changed == config.override("model.memory_tokens", 16)
+    assert leaves(changed) == leaves(config) | {"model.memory-tokens": 16}
+    assert config == RunConfig()
+
+
+def test_missing_fields_take_their_defaults():
+    assert RunConfig.from_dict({"model": {"width": 32}}) == RunConfig().override("model.width", 32)
+
+
+@pytest.mark.parametrize("key", ["loss.uniformity", "teacher.learning-rate", "dmt.visits"])
+def test_integers_become_floats(key):
+    value = leaves(RunConfig().override(key, 1))[key]
+    assert value == 1.0
+    assert isinstance(value, float)
+
+
+def test_lanes_is_the_largest_divisor_up_to_64():
+    found = {batch: TrainConfig(global_batch=batch).lanes for batch in (1, 32, 48, 67, 100, 128)}
+    assert found == {1: 1, 32: 32, 48: 48, 67: 1, 100: 50, 128: 64}
+
+
+def _refused(message):
+    """Expect a `ValueError` that says `message` and no more."""
+    return pytest.raises(ValueError, match=f"^{re.escape(message)}$")
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        (
+            "model.memory-token",
+            "model.memory-token: unknown field; did you mean model.memory-tokens?",
+        ),
+        ("modle.width", "modle: unknown field; did you mean model?"),
+        ("dmt.train.step", "dmt.train.step: unknown field; did you mean dmt.train.steps?"),
+    ],
+)
+def test_an_unknown_field_names_the_nearest(key, message):
+    with _refused(message):
+        RunConfig().override(key, 8)
+
+
+def test_an_unknown_field_of_a_dictionary_names_the_nearest():
+    with _refused("dmt.train.seeds: unknown field; did you mean dmt.train.seed?"):
+        RunConfig.from_dict({"dmt": {"train": {"seeds": 1}}})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        # The type of a value.
+        ("model.width", "64", "model.width='64': must be of type int"),
+        ("model.width", 64.0, "model.width=64.0: must be of type int"),
+        ("model.width", True, "model.width=True: must be of type int"),
+        ("loss.dense", 1, "loss.dense=1: must be of type bool"),
+        ("loss.dynamics", True, "loss.dynamics=True: must be of type float"),
+        ("model.cell", "lstm", "model.cell='lstm': must be one of transformer, mlp, gru"),
+        ("runtime.zero-stage", 4, "runtime.zero-stage=4: must be one of 0, 1, 2, 3"),
+        # Its range.
+        ("data.source", "", "data.source='': must not be empty"),
+        ("data.sequence-length", 1, "data.sequence-length=1: must be >= 2"),
+        ("data.validation-fraction", 0.0, "data.validation-fraction=0.0: must be in (0, 0.5]"),
+        ("data.validation-fraction", 0.6, "data.validation-fraction=0.6: must be in (0, 0.5]"),
+        ("model.width", 0, "model.width=0: must be >= 1"),
+        ("model.memory-tokens", 0, "model.memory-tokens=0: must be >= 1"),
+        ("model.heads", 0, "model.heads=0: must be >= 1"),
+        ("model.encoder-depth", 0, "model.encoder-depth=0: must be >= 1"),
+        ("model.register-depth", 0, "model.register-depth=0: must be >= 1"),
+        ("model.decoder-depth", 0, "model.decoder-depth=0: must be >= 1"),
+        ("model.cell-depth", 0, "model.cell-depth=0: must be >= 1"),
+        ("model.mlp-ratio", 0, "model.mlp-ratio=0: must be >= 1"),
+        ("loss.decoding", -1, "loss.decoding=-1.0: must be >= 0"),
+        ("loss.dynamics", -1, "loss.dynamics=-1.0: must be >= 0"),
+        ("loss.uniformity", -1, "loss.uniformity=-1.0: must be >= 0"),
+        ("loss.timesteps", 0, "loss.timesteps=0: must be >= 1"),
+        ("loss.horizon", 0, "loss.horizon=0: must be >= 1"),
+        ("teacher.steps", 0, "teacher.steps=0: must be >= 1"),
+        ("teacher.global-batch", 0, "teacher.global-batch=0: must be >= 1"),
+        ("teacher.validate-every", 0, "teacher.validate-every=0: must be >= 1"),
+        ("teacher.validation-batches", 0, "teacher.validation-batches=0: must be >= 1"),
+        ("teacher.weight-decay", -0.1, "teacher.weight-decay=-0.1: must be >= 0"),
+        ("teacher.seed", -1, "teacher.seed=-1: must be >= 0"),
+        ("teacher.learning-rate", 0.0, "teacher.learning-rate=0.0: must be > 0"),
+        ("teacher.learning-rate", float("nan"), "teacher.learning-rate=nan: must be > 0"),
+        ("teacher.clip-norm", 0.0, "teacher.clip-norm=0.0: must be > 0"),
+        ("teacher.warmup-fraction", -0.1, "teacher.warmup-fraction=-0.1: must be >= 0"),
+        ("teacher.warmup-fraction", 1.0, "teacher.warmup-fraction=1.0: must be < 1"),
+        ("teacher.beta1", 1.0, "teacher.beta1=1.0: must be < 1"),
+        ("teacher.beta2", 1.0, "teacher.beta2=1.0: must be < 1"),
+        ("transition.train.steps", 0, "transition.train.steps=0: must be >= 1"),
+        ("dmt.train.steps", 0, "dmt.train.steps=0: must be >= 1"),
+        ("labels.fraction", 0.0, "labels.fraction=0.0: must be in (0, 1]"),
+        ("labels.fraction", 1.5, "labels.fraction=1.5: must be in (0, 1]"),
+        ("dmt.visits", 0.5, "dmt.visits=0.5: must be >= 1"),
+        ("dmt.windows", 0, "dmt.windows=0: must be >= 1"),
+        ("dmt.dynamics", -1, "dmt.dynamics=-1.0: must be >= 0"),
+        ("dmt.readout", -1, "dmt.readout=-1.0: must be >= 0"),
+        ("runtime.workers", 0, "runtime.workers=0: must be >= 1"),
+        ("runtime.threads", 0, "runtime.threads=0: must be >= 1"),
+        ("runtime.micro-batch", 0, "runtime.micro-batch=0: must be >= 1"),
+        ("runtime.gangs", 0, "runtime.gangs=0: must be >= 1"),
+        ("runtime.gang-ranks", 0, "runtime.gang-ranks=0: must be >= 1"),
+        ("runtime.gang-batch", 0, "runtime.gang-batch=0: must be >= 1"),
+        ("runtime.checkpoint-every", 0, "runtime.checkpoint-every=0: must be >= 1"),
+        ("runtime.log-every", 0, "runtime.log-every=0: must be >= 1"),
+        ("runtime.max-failures", -1, "runtime.max-failures=-1: must be >= 0"),
+        ("name", "", "name='': must be a plain directory name, not `artifacts`"),
+        ("name", "a/b", "name='a/b': must be a plain directory name, not `artifacts`"),
+        ("name", "..", "name='..': must be a plain directory name, not `artifacts`"),
+        ("name", "artifacts", "name='artifacts': must be a plain directory name, not `artifacts`"),
+        # Its agreement with other fields.
+        ("model.heads", 3, "model.heads=3: must divide model.width=64"),
+        (
+            "model.heads",
+            64,
+            "model.heads=64: model.width / model.heads must be even (rotary positions), width=64",
+        ),
+        ("loss.timesteps", 129, "loss.timesteps=129: must be <= data.sequence-length=128"),
+        ("loss.horizon", 129, "loss.horizon=129: must be <= data.sequence-length=128"),
+        (
+            "runtime.workers",
+            3,
+            "runtime.workers=3: must divide teacher.global-batch=32 into equal streams "
+            "(one of [1, 2, 4, 8, 16, 32])",
+        ),
+    ],
+)
+def test_a_bad_value_is_refused_in_one_line(key, value, message):
+    with _refused(message):
+        RunConfig().override(key, value)
+
+
+def test_a_section_must_be_a_mapping():
+    with _refused("model=3: must be a mapping of fields"):
+        RunConfig.from_dict({"model": 3})

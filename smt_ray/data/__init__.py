@@ -1,0 +1,1 @@
+"""Sources, tokenizers, the shard format and storage; no Ray, no DeepSpeed."""

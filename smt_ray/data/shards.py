@@ -1,0 +1,213 @@
+"""The format of token and label shards: Parquet files and a manifest in one directory.
+
+Token shards hold windows of L + 1 tokens; label shards add the memories of all L timesteps as raw
+little-endian bytes. Legend: N rows, L sequence, K memory tokens, D width.
+"""
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from smt_ray.data.formats import Document
+from smt_ray.data.storage import Location
+from smt_ray.data.tokenizers import Tokenizer
+
+MANIFEST = "manifest.json"
+ROW_GROUP_BYTES = 4 << 20
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+Manifest = dict[str, Any]
+
+
+def token_schema(length: int) -> pa.Schema:
+    """Return the columns of a token shard for sequences of `length` (L) inputs."""
+    return pa.schema(
+        [
+            pa.field("sequence_id", pa.int64(), nullable=False),
+            pa.field("tokens", pa.list_(pa.int32(), length + 1), nullable=False),
+            pa.field("bytes", pa.int32(), nullable=False),
+        ]
+    )
+
+
+def label_schema(length: int, memory_tokens: int, width: int, dtype: str) -> pa.Schema:
+    """Return the columns of a label shard: L, K, D and the number format of a memory."""
+    size = length * memory_tokens * width * DTYPES[dtype].itemsize
+    return pa.schema(
+        [
+            pa.field("sequence_id", pa.int64(), nullable=False),
+            pa.field("tokens", pa.list_(pa.int32(), length + 1), nullable=False),
+            pa.field("memory", pa.binary(size), nullable=False),
+        ]
+    )
+
+
+def row_group_rows(row_bytes: int) -> int:
+    """Return the rows of one row group: about 4 MiB, at least 1 and at most 1024 rows."""
+    return max(1, min(1024, ROW_GROUP_BYTES // row_bytes))
+
+
+class Packer:
+    """Cuts one stream of documents into windows of L + 1 tokens that overlap by one.
+
+    `documents` and `tokens` count what was read (separators are tokens); a last part that does not
+    fill a window is left out. Row r of unit i has the identity i * 2^32 + r.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, length: int, unit: int) -> None:
+        """Cut for sequences of `length` (L) inputs; `unit` is the unit of work's index."""
+        self.documents = 0
+        self.tokens = 0
+        self._tokenizer = tokenizer
+        self._length = length
+        self._next_id = unit << 32
+        self._schema = token_schema(length)
+
+    def tables(self, documents: Iterable[Document], rows: int) -> Iterator[pa.Table]:
+        """Yield token tables of `rows` rows (the last may be shorter)."""
+        separator = np.full(1, self._tokenizer.separator, np.int32)
+        step = rows * self._length
+        parts: list[NDArray[np.int32]] = []
+        held = 0
+        for document in documents:
+            known = isinstance(document, np.ndarray)
+            ids = document if known else self._tokenizer.encode(document)
+            new = [separator, ids] if self.documents else [ids]
+            parts += new
+            held += sum(map(len, new))
+            self.documents += 1
+            if held > step:
+                stream = np.concatenate(parts)
+                whole = (held - 1) // step * step
+                for start in range(0, whole, step):
+                    yield self._table(stream[start : start + step + 1])
+                parts = [stream[whole:].copy()]
+                held -= whole
+                self.tokens += whole
+        self.tokens += held
+        if held > self._length:
+            stream = np.concatenate(parts)
+            yield self._table(stream[: (held - 1) // self._length * self._length + 1])
+
+    def _table(self, stream: NDArray[np.int32]) -> pa.Table:
+        length = self._length
+        windows = np.lib.stride_tricks.sliding_window_view(stream, length + 1)[::length]
+        count = len(windows)
+        covered = self._tokenizer.byte_lengths(stream[1:]).reshape(count, length)
+        ids = np.arange(self._next_id, self._next_id + count)
+        self._next_id += count
+        flat = pa.array(np.ascontiguousarray(windows).reshape(-1))
+        columns = [
+            pa.array(ids),
+            pa.FixedSizeListArray.from_arrays(flat, length + 1),
+            pa.array(covered.sum(1, dtype=np.int32)),
+        ]
+        return pa.Table.from_arrays(columns, schema=self._schema)
+
+
+def open_shards(
+    directory: Location, kind: Literal["tokens", "labels"], **expected: Any
+) -> Manifest:
+    """Read a shard directory's manifest and check it and every shard's footer.
+
+    Args:
+        directory: where the manifest and the shards are.
+        kind: what the caller needs.
+        **expected: manifest fields that the caller depends on, such as `sequence_length=128`; for
+            labels also `encoder`, the fingerprint of the teacher that must have made them.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        ValueError: in one line that names the file, if the manifest is missing or has another value
+            for an expected field, or if a shard is missing, truncated, or does not fit it.
+    """
+    place = directory / MANIFEST
+    try:
+        manifest: Manifest = place.read_json()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ValueError(f"{place}: no such file; run the stage that makes {kind}") from error
+    for name, value in {"kind": kind, **expected}.items():
+        found = manifest.get(name)
+        if found != value:
+            raise ValueError(
+                f"{place}: {name}={found!r}, but this run needs {value!r}; "
+                f"make the {kind} anew with this run's settings, or use the others"
+            )
+    schema = _schema(manifest)
+    with ThreadPoolExecutor(8) as pool:
+        checks = [
+            pool.submit(_check_shard, directory / name, rows, schema)
+            for name, rows in manifest["shards"].items()
+        ]
+        for check in checks:
+            check.result()
+    return manifest
+
+
+def memory_to_tensor(
+    column: pa.ChunkedArray, memory_tokens: int, width: int, dtype: str
+) -> Float[Tensor, "N L K D"]:
+    """Return stored memories as a tensor on the column's own buffer (read-only) where it is whole.
+
+    Args:
+        column: the `memory` column of label rows.
+        memory_tokens: K.
+        width: D.
+        dtype: `bfloat16` or `float32`, as in the manifest.
+    """
+    kind = DTYPES[dtype]
+    stored = pa.int16() if kind is torch.bfloat16 else pa.float32()
+    parts = []
+    for chunk in column.chunks:
+        numbers = chunk.type.byte_width // kind.itemsize
+        flat = pa.Array.from_buffers(
+            stored, len(chunk) * numbers, [None, chunk.buffers()[1]], offset=chunk.offset * numbers
+        )
+        values = torch.utils.dlpack.from_dlpack(flat).view(kind)
+        parts.append(values.view(len(chunk), -1, memory_tokens, width))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def tensor_to_memory(memory: Float[Tensor, "N L K D"]) -> pa.FixedSizeBinaryArray:
+    """Return memories (bf16 or fp32) as a `memory` column that shares the tensor's storage."""
+    rows = memory.detach().cpu().contiguous()
+    stored = rows.view(torch.int16) if rows.dtype is torch.bfloat16 else rows
+    size = rows[0].numel() * rows.element_size()
+    buffers = [None, pa.py_buffer(stored.numpy())]
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(size), len(rows), buffers)
+
+
+def _schema(manifest: Manifest) -> pa.Schema:
+    """Return the columns that the shards of a manifest must have."""
+    length = manifest["sequence_length"]
+    if manifest["kind"] == "tokens":
+        return token_schema(length)
+    shape = (manifest["memory_tokens"], manifest["width"], manifest["dtype"])
+    return label_schema(length, *shape)
+
+
+def _check_shard(file: Location, rows: int, schema: pa.Schema) -> None:
+    mend = "delete its directory and run the stage again"
+    try:
+        with file.open() as handle:
+            shard = pq.ParquetFile(handle)
+            found, found_rows = shard.schema_arrow, shard.metadata.num_rows
+    except FileNotFoundError as error:
+        raise ValueError(f"{file}: the shard is missing; {mend}") from error
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{file}: the shard is truncated or not Parquet; {mend}") from error
+    if {f.name: f.type for f in found} != {f.name: f.type for f in schema}:
+        columns = ", ".join(f"{field.name}: {field.type}" for field in found)
+        raise ValueError(f"{file}: foreign shard with columns ({columns}); remove it or {mend}")
+    if found_rows != rows:
+        raise ValueError(f"{file}: {found_rows} rows, but {rows} in the manifest; {mend}")

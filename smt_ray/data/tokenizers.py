@@ -1,0 +1,162 @@
+"""Tokenizers: text or bytes to token ids and back, and the source bytes that each token covers.
+
+Two kinds: the 256 byte values, and any Hugging Face `tokenizers` JSON file. Either is saved into a
+directory as `tokenizer.json`, from which `load_tokenizer` reads it again.
+"""
+
+import json
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from smt_ray.data.storage import Location
+
+FILE = "tokenizer.json"
+SEPARATORS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "[SEP]")
+CHUNK = 1 << 18  # characters that a JSON tokenizer encodes at once, for its memory
+
+
+class Tokenizer(ABC):
+    """Token ids of a text; `separator` stands between two documents and covers no source byte."""
+
+    name: str
+    vocabulary: int
+    separator: int
+
+    @abstractmethod
+    def encode(self, text: str | bytes) -> NDArray[np.int32]:
+        """Return the token ids of `text`; bytes that are no UTF-8 may be replaced."""
+
+    @abstractmethod
+    def decode(self, ids: ArrayLike) -> str:
+        """Return the text of `ids`."""
+
+    @abstractmethod
+    def byte_lengths(self, ids: ArrayLike) -> NDArray[np.int32]:
+        """Return the number of source bytes that each id covers, in the shape of `ids`."""
+
+    @abstractmethod
+    def save(self, directory: Location) -> None:
+        """Write `tokenizer.json` into `directory`."""
+
+
+class ByteTokenizer(Tokenizer):
+    """The 256 byte values; the separator is the byte 0, which text does not contain."""
+
+    name = "bytes"
+    vocabulary = 256
+    separator = 0
+
+    def encode(self, text: str | bytes) -> NDArray[np.int32]:
+        """Return the UTF-8 bytes."""
+        content = text.encode(errors="replace") if isinstance(text, str) else text
+        return np.frombuffer(content, np.uint8).astype(np.int32)
+
+    def decode(self, ids: ArrayLike) -> str:
+        """Return the text of the bytes; incomplete characters become U+FFFD."""
+        return np.asarray(ids, np.uint8).tobytes().decode(errors="replace")
+
+    def byte_lengths(self, ids: ArrayLike) -> NDArray[np.int32]:
+        """Return 1 for every id but the separator."""
+        return (np.asarray(ids) != self.separator).astype(np.int32)
+
+    def save(self, directory: Location) -> None:
+        """Write a JSON file that says `bytes`."""
+        (directory / FILE).write_json({"smt_ray": self.name})
+
+
+class JsonTokenizer(Tokenizer):
+    """A Hugging Face `tokenizers` file.
+
+    The separator is its end-of-text token (one of `SEPARATORS`), or id 0 if it has none. Byte
+    lengths are exact for byte-level and byte-fallback vocabularies; a tokenizer that drops
+    characters (spaces around words, say) covers fewer bytes than its source has, so bits per byte
+    come out too high.
+    """
+
+    def __init__(self, content: str, name: str) -> None:
+        """Build from the JSON text.
+
+        Raises:
+            ValueError: if `content` is not a tokenizer.
+        """
+        from tokenizers import Tokenizer as Backend
+
+        spec = json.loads(content)
+        if not isinstance(spec, dict) or not spec.get("model"):
+            raise ValueError("not a Hugging Face tokenizers JSON (it has no `model`)")
+        self.name = name
+        self._backend = Backend.from_str(content)
+        names: dict[str, int] = self._backend.get_vocab(with_added_tokens=True)
+        self.vocabulary = max(names.values(), default=-1) + 1
+        if self.vocabulary < 2:
+            raise ValueError(f"it has {self.vocabulary} tokens, fewer than 2")
+        self.separator = next((names[text] for text in SEPARATORS if text in names), 0)
+        self._lengths = _byte_lengths(spec, names, self.vocabulary)
+        self._lengths[self.separator] = 0
+
+    def encode(self, text: str | bytes) -> NDArray[np.int32]:
+        """Return the ids without special tokens around them; a long text is cut at line ends."""
+        content = text.decode(errors="replace") if isinstance(text, bytes) else text
+        parts = [np.zeros(0, np.int32)]
+        start = 0
+        while start < len(content):
+            stop = start + CHUNK
+            if stop < len(content):
+                stop = content.rfind("\n", start, stop) + 1 or stop
+            ids = self._backend.encode(content[start:stop], add_special_tokens=False).ids
+            parts.append(np.asarray(ids, np.int32))
+            start = stop
+        return np.concatenate(parts)
+
+    def decode(self, ids: ArrayLike) -> str:
+        """Return the text of `ids`, special tokens included."""
+        return str(self._backend.decode(np.asarray(ids).tolist(), skip_special_tokens=False))
+
+    def byte_lengths(self, ids: ArrayLike) -> NDArray[np.int32]:
+        """Look the lengths up in a table made once."""
+        return self._lengths[np.asarray(ids)]
+
+    def save(self, directory: Location) -> None:
+        """Write the tokenizers JSON."""
+        (directory / FILE).write_text(self._backend.to_str())
+
+
+def load_tokenizer(place: str | Location) -> Tokenizer:
+    """Return the tokenizer `bytes`, or the one in a JSON file or a directory that `save` wrote.
+
+    Raises:
+        ValueError: naming `data.tokenizer`, if nothing is there or it is no tokenizer.
+    """
+    if place == "bytes":
+        return ByteTokenizer()
+    try:
+        file = Location.of(place)
+        content = ((file / FILE) if file.is_dir() else file).read_text()
+        if json.loads(content) == {"smt_ray": "bytes"}:
+            return ByteTokenizer()
+        return JsonTokenizer(content, str(place))
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        rule = f"{reason}; give `bytes` or the path of a tokenizers JSON file"
+        raise ValueError(f"data.tokenizer={str(place)!r}: {rule}") from error
+
+
+def _byte_lengths(
+    spec: dict[str, Any], names: dict[str, int], vocabulary: int
+) -> NDArray[np.int32]:
+    """Return the source bytes of every token from the tokenizer's JSON and its vocabulary."""
+    byte_level = "ByteLevel" in json.dumps([spec.get("decoder"), spec.get("pre_tokenizer")])
+    lengths = np.zeros(vocabulary, np.int32)
+    for name, index in names.items():
+        if byte_level:  # one character of the name stands for one byte
+            lengths[index] = len(name)
+        elif len(name) == 6 and name.startswith("<0x"):  # byte fallback: <0xE2>
+            lengths[index] = 1
+        else:
+            lengths[index] = len(name.replace("\u2581", " ").removeprefix("##").encode())
+    for added in spec.get("added_tokens", []):
+        lengths[added["id"]] = 0 if added["special"] else len(added["content"].encode())
+    return lengths

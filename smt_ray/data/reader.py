@@ -1,0 +1,185 @@
+"""Deterministic, resumable reading of token and label shards into training batches.
+
+The order of an epoch depends on the seed and on the rows' identities alone: not on how rows lie in
+files, nor on how many ranks read. Chunks of consecutive rows are shuffled, then the rows inside each
+chunk; the order is cut into `lanes` equal streams, and a global batch takes the same number of rows
+from every lane. Ranks share the lanes, so a rank reads few row groups, and batch n is the same rows at
+any world size. No row is dropped inside an epoch but the last partial global batch.
+"""
+
+from collections import OrderedDict
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from smt_ray.data.shards import DTYPES, Manifest, memory_to_tensor, row_group_rows
+from smt_ray.data.storage import Location
+
+Batch = dict[str, torch.Tensor]
+
+
+class Stream:
+    """A source of batches indexed by step, which may keep state between them."""
+
+    def batch(self, step: int) -> Batch:
+        """Return this rank's share of global batch `step`."""
+        raise NotImplementedError
+
+    def carry(self, step: int, state: torch.Tensor) -> None:
+        """Take back the state that the objective reached on the batch of `step`."""
+
+    def state(self) -> Batch:
+        """Return what a checkpoint must hold beside the step."""
+        return {}
+
+
+class Reader(Stream):
+    """One rank's view of a shard directory; the next batch is read ahead by a thread."""
+
+    def __init__(
+        self,
+        directory: Location,
+        manifest: Manifest,
+        *,
+        global_batch: int,
+        lanes: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        """Index the directory's rows.
+
+        Args:
+            directory: the shards.
+            manifest: their manifest, as `open_shards` returned it.
+            global_batch: rows in one batch over all ranks; a multiple of `lanes`.
+            lanes: streams a global batch is made of; a multiple of `world`.
+            seed: seed of the order.
+            rank: this rank.
+            world: number of ranks.
+
+        Raises:
+            ValueError: if there are fewer rows than one global batch.
+        """
+        assert global_batch % lanes == 0 and lanes % world == 0
+        self.directory, self.manifest = directory, manifest
+        self.global_batch, self.lanes, self.seed = global_batch, lanes, seed
+        self.rank, self.world = rank, world
+        self._index()
+        if self.rows < global_batch:
+            raise ValueError(
+                f"global-batch={global_batch}: {directory} holds only {self.rows} sequences; "
+                "give a smaller batch or a longer data.source"
+            )
+        self._groups: OrderedDict[tuple[int, int], Batch] = OrderedDict()
+        self._open = lru_cache(maxsize=64)(self._open_shard)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader")
+        self._ahead: tuple[int, Future[Batch]] | None = None
+
+    def _index(self) -> None:
+        """Find (shard, row group, row) of every row, sorted by `sequence_id`."""
+        self.shards = sorted(self.manifest["shards"])
+        ids, places = [], []
+        for number, name in enumerate(self.shards):
+            with (self.directory / name).open() as stream:
+                shard = pq.ParquetFile(stream)
+                column = shard.read(columns=["sequence_id"])["sequence_id"].to_numpy()
+                sizes = [shard.metadata.row_group(g).num_rows for g in range(shard.num_row_groups)]
+            place = np.empty((len(column), 3), np.int32)
+            place[:, 0] = number
+            place[:, 1] = np.repeat(np.arange(len(sizes)), sizes)
+            place[:, 2] = np.arange(len(column)) - np.repeat(np.cumsum([0, *sizes[:-1]]), sizes)
+            ids.append(column)
+            places.append(place)
+        order = np.argsort(np.concatenate(ids), kind="stable")
+        self.places = np.concatenate(places)[order]
+
+    @property
+    def rows(self) -> int:
+        """Rows in the directory."""
+        return len(self.places)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole global batches in one epoch."""
+        return self.rows // self.global_batch
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row, by the manifest's shape."""
+        shape, label = self.manifest, 0
+        if "memory_tokens" in shape:
+            label = shape["memory_tokens"] * shape["width"] * DTYPES[shape["dtype"]].itemsize
+        return int(shape["sequence_length"] * (4 + label))
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """Return the epoch's rows as (lanes, steps, rows of a lane in one batch)."""
+        if getattr(self, "_epoch", None) != epoch:
+            random = np.random.default_rng((self.seed, epoch))
+            chunk = row_group_rows(self.row_bytes)
+            chunks = [
+                random.permutation(np.arange(start, min(start + chunk, self.rows)))
+                for start in random.permutation(np.arange(0, self.rows, chunk))
+            ]
+            used = self.steps_per_epoch * self.global_batch
+            shape = (self.lanes, self.steps_per_epoch, self.global_batch // self.lanes)
+            self._epoch, self._rows = epoch, np.concatenate(chunks)[:used].reshape(shape)
+        return self._rows
+
+    def plan(self, step: int) -> np.ndarray:
+        """Return (shard, row group, row) of this rank's rows in global batch `step`, as (rows, 3)."""
+        epoch, step = divmod(step, self.steps_per_epoch)
+        share = self.lanes // self.world
+        mine = self._order(epoch)[self.rank * share : (self.rank + 1) * share, step]
+        return self.places[mine.reshape(-1)]
+
+    def batch(self, step: int) -> Batch:
+        """Return this rank's share of global batch `step`: columns as tensors of equal length."""
+        ahead = self._ahead
+        ready = ahead[1] if ahead and ahead[0] == step else self._thread.submit(self._read, step)
+        batch = ready.result()
+        self._ahead = (step + 1, self._thread.submit(self._read, step + 1))
+        return batch
+
+    def _read(self, step: int) -> Batch:
+        rows = [
+            {name: column[row] for name, column in self._group(shard, group).items()}
+            for shard, group, row in self.plan(step).tolist()
+        ]
+        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+    def _group(self, shard: int, group: int) -> Batch:
+        """Return a decoded row group; each lane's current and next ones stay in memory."""
+        key = (shard, group)
+        if key not in self._groups:
+            self._groups[key] = self._decode(self._open(shard).read_row_group(group))
+            if len(self._groups) > 2 * self.lanes // self.world + 2:
+                self._groups.popitem(last=False)
+        self._groups.move_to_end(key)
+        return self._groups[key]
+
+    def _open_shard(self, shard: int) -> pq.ParquetFile:
+        return pq.ParquetFile((self.directory / self.shards[shard]).open())
+
+    def _decode(self, table: pa.Table) -> Batch:
+        """Turn a row group's columns into tensors: `inputs`, `targets`, `memory` and the rest."""
+        tokens = _rows(table["tokens"])
+        batch = {"sequence_id": torch.from_numpy(table["sequence_id"].to_numpy().copy())}
+        if "targets" in table.column_names:
+            batch |= {"inputs": tokens, "targets": _rows(table["targets"])}
+        else:
+            batch |= {"inputs": tokens[:, :-1], "targets": tokens[:, 1:]}
+        if "memory" in table.column_names:
+            shape = (self.manifest[name] for name in ("memory_tokens", "width", "dtype"))
+            batch["memory"] = memory_to_tensor(table["memory"], *shape)
+        return batch
+
+
+def _rows(column: pa.ChunkedArray) -> torch.Tensor:
+    """Return a column of fixed-size lists as an int64 tensor (rows, length)."""
+    flat = column.combine_chunks().flatten().to_numpy()
+    return torch.from_numpy(flat.astype(np.int64)).view(len(column), -1)

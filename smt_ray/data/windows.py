@@ -1,0 +1,75 @@
+"""The windows in flight of parallel DMT: label sequences with the states the RNN has reached in them.
+
+Shapes: P windows in flight, B windows in one visit, L timesteps, K memory tokens, D width.
+"""
+
+import torch
+from torch import Tensor
+
+from smt_ray.data.reader import Batch, Stream
+from smt_ray.objectives.objective import hashed, previous
+
+
+class Windows(Stream):
+    """P windows visited round robin, B at a time; a visited one retires by chance for a fresh one."""
+
+    def __init__(
+        self, fresh: Stream, *, factor: int, visits: float, seed: int, saved: Batch | None = None
+    ) -> None:
+        """Fill the pool from `fresh`, or from a `saved` state.
+
+        Args:
+            fresh: batches of B labelled sequences.
+            factor: P / B.
+            visits: mean number of visits of a window; it retires at age L at the latest.
+            seed: seed of the retirements.
+            saved: an earlier `state()`, or parts of several ranks' states.
+        """
+        self.fresh, self.factor, self.visits, self.seed = fresh, factor, visits, seed
+        self._held: tuple[int, Batch] = (-1, {})
+        if saved is None:
+            batches = [_admitted(fresh.batch(step)) for step in range(factor)]
+            self.pool = {name: torch.cat([b[name] for b in batches]) for name in batches[0]}
+            self._taken = len(self.pool["sequence_id"])
+        else:
+            self._taken = int(saved["taken"].max())
+            self.pool = {name: value for name, value in saved.items() if name != "taken"}
+
+    def batch(self, step: int) -> Batch:
+        """Return the B windows whose turn `step` is."""
+        return {name: value[self._turn(step)] for name, value in self.pool.items()}
+
+    def carry(self, step: int, state: Tensor) -> None:
+        """Store the states (B, L, K, D) that the visit of `step` reached, and retire windows."""
+        turn = self._turn(step)
+        self.pool["state"][turn] = state.to(self.pool["state"])
+        self.pool["age"][turn] += 1
+        chance = hashed(self.seed, step, self.pool["sequence_id"][turn]).double() / 2.0**62
+        old = self.pool["age"][turn] >= self.pool["inputs"].shape[1]
+        retired = (chance < 1 / self.visits) | old
+        for offset in retired.nonzero().flatten().tolist():
+            for name, value in self._admit().items():
+                self.pool[name][turn.start + offset] = value
+
+    def state(self) -> Batch:
+        """Return the pool, and how many fresh windows it has taken."""
+        return {**self.pool, "taken": torch.tensor([self._taken])}
+
+    def _turn(self, step: int) -> slice:
+        size = len(self.pool["sequence_id"]) // self.factor
+        start = step % self.factor * size
+        return slice(start, start + size)
+
+    def _admit(self) -> Batch:
+        """Return the next fresh window."""
+        step, row = divmod(self._taken, len(self.pool["sequence_id"]) // self.factor)
+        if self._held[0] != step:
+            self._held = (step, _admitted(self.fresh.batch(step)))
+        self._taken += 1
+        return {name: value[row] for name, value in self._held[1].items()}
+
+
+def _admitted(batch: Batch) -> Batch:
+    """Add age 0 and the states of the labels one step back to a label batch."""
+    age = torch.zeros_like(batch["sequence_id"])
+    return {**batch, "age": age, "state": previous(batch["memory"])}

@@ -1,0 +1,99 @@
+"""The portable checkpoint: safetensors and JSON, loadable at any world size and ZeRO stage.
+
+Every parameter's fp32 weight and Adam moments are gathered one by one, and spread over the ranks'
+files; `state.json` holds the step and the world size. No pickle is written or read.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+State = dict[str, Tensor]
+
+
+def save_checkpoint(engine: Any, directory: Path, step: int, stream: State) -> None:
+    """Write this rank's part of the checkpoint; every rank must call it (it is collective).
+
+    Args:
+        engine: the training engine.
+        directory: where this rank's files go; the ranks' files have different names.
+        step: optimizer steps done.
+        stream: this rank's state of the data stream, rows first.
+    """
+    rank, world = engine.global_rank, engine.world_size
+    tensors: State = {}
+    for number, (name, parameter) in enumerate(engine.module.named_parameters()):
+        values = _gather(engine, parameter)
+        if number % world == rank:
+            for kind, value in zip(("weight", *MOMENTS), values, strict=True):
+                tensors[f"{kind}/{name}"] = value.detach().cpu().contiguous()
+    save_file(tensors, directory / f"weights-{rank:05d}.safetensors")
+    if stream:
+        stream = {name: value.cpu().contiguous() for name, value in stream.items()}
+        save_file(stream, directory / f"stream-{rank:05d}.safetensors")
+    if rank == 0:
+        state = {"format": 1, "step": step, "world": world}
+        (directory / "state.json").write_text(json.dumps(state))
+
+
+def _gather(engine: Any, parameter: nn.Parameter) -> list[Tensor]:
+    """Return a parameter's full fp32 weight and its two moments (zeros before the first step)."""
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+    if engine.zero_optimization_stage() == 0:
+        moments = engine.optimizer.state.get(parameter, {})
+        return [parameter.data, *(moments.get(m, torch.zeros_like(parameter)) for m in MOMENTS)]
+    weight = safe_get_full_fp32_param(parameter)
+    moments = [safe_get_full_optimizer_state(parameter, name) for name in MOMENTS]
+    return [weight, *(torch.zeros_like(weight) if m is None else m for m in moments)]
+
+
+class Checkpoint:
+    """A saved checkpoint, opened for reading."""
+
+    def __init__(self, directory: Path) -> None:
+        """Open the checkpoint in a local `directory`."""
+        self.directory = directory
+        state = json.loads((directory / "state.json").read_text())
+        self.step: int = state["step"]
+        self._files = [safe_open(f, "pt") for f in sorted(directory.glob("weights-*.safetensors"))]
+        self._where = {key: file for file in self._files for key in file.keys()}
+
+    def weights(self) -> State:
+        """Return all weights by parameter name."""
+        return {
+            key.removeprefix("weight/"): file.get_tensor(key)
+            for key, file in self._where.items()
+            if key.startswith("weight/")
+        }
+
+    def streams(self) -> list[State]:
+        """Return the ranks' stream states in rank order; empty if the stream has no state."""
+        states = []
+        for path in sorted(self.directory.glob("stream-*.safetensors")):
+            with safe_open(path, "pt") as file:
+                states.append({key: file.get_tensor(key) for key in file.keys()})
+        return states
+
+    def restore_optimizer(self, engine: Any) -> None:
+        """Set the moments and step counts; the optimizer must have allocated them (one step did).
+
+        The module must hold these weights already.
+        """
+        from deepspeed.utils import safe_set_full_optimizer_state
+
+        for name, parameter in engine.module.named_parameters():
+            for kind in MOMENTS:
+                value = self._where[f"{kind}/{name}"].get_tensor(f"{kind}/{name}")
+                if engine.zero_optimization_stage() == 0:
+                    engine.optimizer.state[parameter][kind].copy_(value)
+                else:
+                    safe_set_full_optimizer_state(parameter, value, kind)
+        for state in engine.optimizer.state.values():
+            state["step"].fill_(self.step)

@@ -1,0 +1,135 @@
+"""Pre-norm Transformer parts shared by encoder, decoder and cells.
+
+Shapes: N rows, T tokens in a row, D width, H heads, d = D / H width of a head.
+"""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+Rotation = tuple[Tensor, Tensor]
+"""Cosine and sine of the rotary angles, each (T, d / 2)."""
+
+
+def rms_norm(x: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
+    """Divide each vector by its root mean square; a zero vector stays zero."""
+    return F.rms_norm(x, (x.shape[-1],), eps=1e-6)
+
+
+def rotation(length: int, head_width: int, device: torch.device) -> Rotation:
+    """Return the rotary position angles (RoPE, arXiv:2104.09864) of positions 0..length-1."""
+    half = head_width // 2
+    frequencies = 10_000.0 ** (-torch.arange(half, device=device) / half)
+    angles = torch.arange(length, device=device)[:, None] * frequencies
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Float[Tensor, "N H T d"], by: Rotation) -> Float[Tensor, "N H T d"]:
+    """Rotate each head's vectors by the angles of their positions."""
+    cosine, sine = (part.to(x.dtype) for part in by)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1)
+
+
+class Linear(nn.Linear):
+    """Linear map without bias; weights are N(0, 1 / fan-in), or zero where it ends a residual branch."""
+
+    def __init__(self, inputs: int, outputs: int, *, zero: bool = False) -> None:
+        """Create the map; `zero` makes the branch that it ends begin as the identity."""
+        super().__init__(inputs, outputs, bias=False)
+        if zero:
+            nn.init.zeros_(self.weight)
+        else:
+            nn.init.normal_(self.weight, std=inputs**-0.5)
+
+
+class MLP(nn.Module):
+    """Two linear maps around a SiLU."""
+
+    def __init__(self, width: int, ratio: int) -> None:
+        """Create the maps; the hidden width is `ratio * width`."""
+        super().__init__()
+        self.up = Linear(width, ratio * width)
+        self.down = Linear(ratio * width, width, zero=True)
+
+    def forward(self, x: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
+        """Map each vector."""
+        return self.down(F.silu(self.up(x)))
+
+
+class Attention(nn.Module):
+    """Multi-head attention of `x` to itself, with normalised queries and keys."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        """Create the projections."""
+        super().__init__()
+        self.heads = heads
+        self.query = Linear(width, width)
+        self.key_value = Linear(width, 2 * width)
+        self.out = Linear(width, width, zero=True)
+
+    def forward(
+        self,
+        x: Float[Tensor, "N T D"],
+        *,
+        by: Rotation | None = None,
+        causal: bool = False,
+        last: int | None = None,
+    ) -> Float[Tensor, "N Q D"]:
+        """Attend; with `last`, only the last Q = `last` positions ask (all T answer)."""
+        length = x.shape[1]
+        asked = length if last is None else last
+        query = rearrange(self.query(x[:, length - asked :]), "n t (h d) -> n h t d", h=self.heads)
+        key, value = rearrange(
+            self.key_value(x), "n t (two h d) -> two n h t d", two=2, h=self.heads
+        )
+        query, key = rms_norm(query), rms_norm(key)
+        if by is not None:
+            query = rotate(query, (by[0][length - asked :], by[1][length - asked :]))
+            key = rotate(key, by)
+        mask = None
+        if causal and 1 < asked < length:
+            mask = _causal_tail(asked, length, x.device)
+        y = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=causal and asked == length
+        )
+        return self.out(rearrange(y, "n h t d -> n t (h d)"))
+
+
+def _causal_tail(asked: int, length: int, device: torch.device) -> Bool[Tensor, "Q T"]:
+    """Return which of `length` keys each of the last `asked` positions may see."""
+    everything = torch.ones(asked, length, dtype=torch.bool, device=device)
+    return everything.tril(diagonal=length - asked)
+
+
+class Block(nn.Module):
+    """One pre-norm Transformer block: attention, then an MLP, each added to the stream."""
+
+    def __init__(self, width: int, heads: int, ratio: int) -> None:
+        """Create the block."""
+        super().__init__()
+        self.attention = Attention(width, heads)
+        self.mlp = MLP(width, ratio)
+
+    def forward(
+        self,
+        x: Float[Tensor, "N T D"],
+        *,
+        by: Rotation | None = None,
+        causal: bool = False,
+        last: int | None = None,
+    ) -> Float[Tensor, "N Q D"]:
+        """Map the stream; with `last`, only its last Q = `last` positions."""
+        stream = x if last is None else x[:, -last:]
+        stream = stream + self.attention(rms_norm(x), by=by, causal=causal, last=last)
+        return stream + self.mlp(rms_norm(stream))
+
+
+class Embedding(nn.Embedding):
+    """Token embedding with unit variance, so that it weighs as much as a normalised memory token."""
+
+    def forward(self, tokens: Int[Tensor, "*rows"]) -> Float[Tensor, "*rows D"]:
+        """Look the tokens up."""
+        return super().forward(tokens)

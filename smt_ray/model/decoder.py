@@ -1,0 +1,45 @@
+"""The decoder D: the next F targets from one memory m_t and the inputs after it (Eq. 2).
+
+Shapes: N memories, K memory tokens, D width, V vocabulary, F horizon.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from smt_ray.config import ModelConfig
+from smt_ray.model.blocks import Block, Embedding, Linear, rms_norm, rotation
+
+
+class Decoder(nn.Module):
+    """Causal Transformer over [m_t; x_{t+1}..x_{t+F-1}]; with no inputs (F = 1) it is the readout g."""
+
+    def __init__(self, config: ModelConfig, vocabulary: int) -> None:
+        """Create the blocks and the output map."""
+        super().__init__()
+        self.head_width = config.width // config.heads
+        self.embed = Embedding(vocabulary, config.width)
+        self.slot = nn.Parameter(torch.randn(config.memory_tokens, config.width) * 0.5)
+        self.blocks = nn.ModuleList(
+            Block(config.width, config.heads, config.mlp_ratio) for _ in range(config.decoder_depth)
+        )
+        self.logits = Linear(config.width, vocabulary, zero=True)
+
+    def forward(
+        self, memory: Float[Tensor, "N K D"], following: Int[Tensor, "N F_1"] | None = None
+    ) -> Float[Tensor, "N F V"]:
+        """Return the logits of y_t..y_{t+F-1}.
+
+        Args:
+            memory: m_t.
+            following: x_{t+1}..x_{t+F-1}, so F - 1 tokens; none for the readout.
+        """
+        stream = memory + self.slot
+        if following is not None:
+            stream = torch.cat((stream, self.embed(following)), dim=1)
+        by = rotation(stream.shape[1], self.head_width, stream.device)
+        horizon = stream.shape[1] - memory.shape[1] + 1
+        *early, final = self.blocks
+        for block in early:
+            stream = block(stream, by=by, causal=True)
+        return self.logits(rms_norm(final(stream, by=by, causal=True, last=horizon)))

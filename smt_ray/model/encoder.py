@@ -1,0 +1,110 @@
+"""The encoder E: which memory m_t of the inputs x_0..x_t predicts the future (arXiv:2606.06479).
+
+Shapes: B batch, L sequence, S asked timesteps, K memory tokens, D width, V vocabulary, H heads.
+"""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from smt_ray.config import ModelConfig
+from smt_ray.model.blocks import MLP, Attention, Block, Embedding, Linear, rms_norm, rotate, rotation
+
+
+class Registers(nn.Module):
+    """One block in which the K registers of each timestep t read the trunk states 0..t."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        """Create the cross-attention, the registers' self-attention and the MLP."""
+        super().__init__()
+        self.heads = config.heads
+        self.query = Linear(config.width, config.width)
+        self.key_value = Linear(config.width, 2 * config.width)
+        self.out = Linear(config.width, config.width, zero=True)
+        self.attention = Attention(config.width, config.heads)
+        self.mlp = MLP(config.width, config.mlp_ratio)
+
+    def read(
+        self,
+        registers: Float[Tensor, "B S K D"],
+        trunk: Float[Tensor, "B L D"],
+        timesteps: Int[Tensor, "B S"] | None,
+    ) -> Float[Tensor, "B S K D"]:
+        """Attend from each timestep's registers to the trunk states up to that timestep.
+
+        The K registers are folded into the heads, so one causal attention over L serves all of them
+        and no (L*K, L) mask exists.
+        """
+        slots, heads = registers.shape[2], self.heads
+        query = rearrange(self.query(registers), "b s k (h d) -> b (h k) s d", h=heads)
+        key, value = rearrange(self.key_value(trunk), "b l (two h d) -> two b h l d", two=2, h=heads)
+        query, key = rms_norm(query), rms_norm(key)
+        cosine, sine = rotation(trunk.shape[1], key.shape[-1], key.device)
+        key = rotate(key, (cosine, sine))
+        if timesteps is None:
+            query, mask = rotate(query, (cosine, sine)), None
+        else:
+            query = rotate(query, (cosine[timesteps][:, None], sine[timesteps][:, None]))
+            positions = torch.arange(trunk.shape[1], device=trunk.device)
+            mask = (positions <= timesteps[..., None])[:, None]
+        y = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=mask is None, enable_gqa=True
+        )
+        return self.out(rearrange(y, "b (h k) s d -> b s k (h d)", k=slots))
+
+    def forward(
+        self,
+        registers: Float[Tensor, "B S K D"],
+        trunk: Float[Tensor, "B L D"],
+        timesteps: Int[Tensor, "B S"] | None,
+    ) -> Float[Tensor, "B S K D"]:
+        """Read the trunk, mix the K registers of each timestep, pass the MLP."""
+        registers = registers + self.read(rms_norm(registers), trunk, timesteps)
+        flat = rearrange(registers, "b s k d -> (b s) k d")
+        flat = flat + self.attention(rms_norm(flat))
+        flat = flat + self.mlp(rms_norm(flat))
+        return flat.view_as(registers)
+
+
+class Encoder(nn.Module):
+    """Causal encoder: a trunk runs once over the sequence, then registers read it at each timestep.
+
+    One pass yields the memories of ALL timesteps, against one a pass in the paper's encoder.
+    """
+
+    def __init__(self, config: ModelConfig, vocabulary: int) -> None:
+        """Create the trunk and the register blocks."""
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.embed = Embedding(vocabulary, width)
+        self.trunk = nn.ModuleList(
+            Block(width, config.heads, config.mlp_ratio) for _ in range(config.encoder_depth)
+        )
+        self.register = nn.Parameter(torch.randn(config.memory_tokens, width))
+        self.project = Linear(width, width) if config.project_registers else None
+        self.readers = nn.ModuleList(Registers(config) for _ in range(config.register_depth))
+
+    def forward(
+        self, tokens: Int[Tensor, "B L"], timesteps: Int[Tensor, "B S"] | None = None
+    ) -> Float[Tensor, "B S K D"]:
+        """Return the normalised memories m_t after the inputs x_0..x_t.
+
+        Args:
+            tokens: inputs x_0..x_{L-1}.
+            timesteps: the timesteps t asked for, a sequence; all L of them when absent.
+        """
+        stream = self.embed(tokens)
+        by = rotation(tokens.shape[1], self.config.width // self.config.heads, tokens.device)
+        for block in self.trunk:
+            stream = block(stream, by=by, causal=True)
+        trunk = rms_norm(stream)
+        at = trunk if timesteps is None else trunk.take_along_dim(timesteps[..., None], dim=1)
+        registers = repeat(self.register, "k d -> b s k d", b=at.shape[0], s=at.shape[1])
+        if self.project is not None:
+            registers = registers + self.project(at)[:, :, None]
+        for reader in self.readers:
+            registers = reader(registers, trunk, timesteps)
+        return rms_norm(registers)

@@ -1,0 +1,1 @@
+"""One `nn.Module` an objective: `forward(batch) -> {"loss": ..., metrics}`. Torch only."""

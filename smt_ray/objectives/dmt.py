@@ -1,0 +1,72 @@
+"""Dagger memory training: the RNN learns on its own memories, against the stored labels (Eq. 6).
+
+In mode `parallel` each window of L timesteps carries input states s_t (s_0 = 0, s_t = m_{t-1} when it
+is admitted). One visit advances all of them at once, p_t = f(s_t, x_t), and s_{t+1} becomes p_t without
+its gradient: depth 1 instead of L, and a state of age a is an a-step rollout from a label (Data as
+Demonstrator; Jacobi iteration). Shapes: B windows, L timesteps, K memory tokens, D width.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from smt_ray.config import DmtConfig, ModelConfig
+from smt_ray.model.decoder import Decoder
+from smt_ray.model.rnn import RNN
+from smt_ray.objectives.losses import squared_error
+from smt_ray.objectives.objective import (
+    Batch,
+    Objective,
+    apply_cell,
+    cross_entropy,
+    normalisers,
+    previous,
+    valid_targets,
+)
+
+
+class Dmt(Objective):
+    """`dynamics * MSE(p_t, m_t) + readout * CE(g(p_t), y_t)`, the readout's gradient cut at p_t.
+
+    `teacher_readout` gets the same training on the labels, so that the teacher is scored by a decoder
+    that has seen as much; its loss reaches no other weight.
+    """
+
+    def __init__(self, model: ModelConfig, dmt: DmtConfig, vocabulary: int) -> None:
+        """Create the RNN and the teacher's readout with fresh weights."""
+        super().__init__()
+        self.dmt = dmt
+        self.rnn = RNN(model, vocabulary)
+        self.teacher_readout = Decoder(model, vocabulary)
+
+    def counts(self, batch: Batch) -> Float[Tensor, "2"]:
+        """Return how many numbers the labels hold, and the valid targets."""
+        return torch.stack(
+            (torch.tensor(float(batch["memory"].numel())), valid_targets(batch["targets"]).cpu())
+        )
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the loss, its parts, and `carry`: the windows' next states (B, L, K, D)."""
+        memory, targets = batch["memory"], batch["targets"]
+        numbers, valid = normalisers(self, batch).to(memory.device)
+        predicted = apply_cell(self.rnn.cell, batch["state"], batch["inputs"])
+        dyn = squared_error(predicted, memory, numbers)
+        own = predicted.detach()
+        readout = cross_entropy(self.rnn.readout(own.flatten(0, 1))[:, 0], targets.flatten(), valid)
+        label = self.teacher_readout(memory.flatten(0, 1))[:, 0]
+        teacher = cross_entropy(label, targets.flatten(), valid)
+        return {
+            "loss": self.dmt.dynamics * dyn + self.dmt.readout * (readout + teacher),
+            "loss/dyn": dyn,
+            "loss/readout": readout,
+            "loss/teacher_readout": teacher,
+            "carry": previous(own),
+        }
+
+    def validate(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the cross-entropy in nats, and the squared error, of a true rollout."""
+        numbers, valid = normalisers(self, batch).to(batch["memory"].device)
+        memory = self.rnn.rollout(batch["inputs"])
+        logits = self.rnn.readout(memory.flatten(0, 1))[:, 0]
+        loss = cross_entropy(logits, batch["targets"].flatten(), valid)
+        return {"loss": loss, "loss/dyn": squared_error(memory, batch["memory"], numbers)}

@@ -1,0 +1,41 @@
+"""The losses of Supervised Memory Training (arXiv:2606.06479).
+
+Shapes: M memories, K memory tokens, D width, P sampled pairs.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+PAIRS = 512
+"""Pairs compared by the uniformity loss."""
+
+
+def squared_error(
+    predicted: Float[Tensor, "*rows K D"], label: Float[Tensor, "*rows K D"],
+    count: Float[Tensor, ""],
+) -> Float[Tensor, ""]:
+    """Sum the squared error over memories, divided by `count` numbers (Eq. 3)."""
+    return (predicted.float() - label.float()).square().sum() / count
+
+
+def uniformity(
+    memory: Float[Tensor, "M K D"], draws: Int[Tensor, "4 P"], *, per_slot: bool = False
+) -> Float[Tensor, ""]:
+    """Return log E exp(-2 |a - b|^2) over pairs of L2-normalised memory tokens (Eq. 4).
+
+    Args:
+        memory: memories, the empty one not among them.
+        draws: random non-negative integers that choose (memory, slot) of both tokens of each pair.
+        per_slot: compare the same slot of two memories, which sees a collapsed slot better.
+    """
+    rows, slots = memory.shape[:2]
+    first, first_slot, second, second_slot = draws
+    first, second = first % rows, second % rows
+    first_slot = first_slot % slots
+    second_slot = first_slot if per_slot else second_slot % slots
+    tokens = F.normalize(memory.float(), dim=-1)
+    distance = (tokens[first, first_slot] - tokens[second, second_slot]).square().sum(-1)
+    same = (first == second) & (first_slot == second_slot)
+    return torch.logsumexp((-2 * distance).masked_fill(same, -torch.inf), 0) - (~same).sum().log()

@@ -1,0 +1,78 @@
+"""What the training loop asks of an objective, and the parts that objectives share.
+
+A batch is a dictionary of tensors: `sequence_id` (B,), `inputs` and `targets` (B, L), `memory`
+(B, L, K, D) where labels are read, `step` (scalar), and `counts`, the mean over all micro-batches and
+ranks of `Objective.counts`. Each loss is a sum over `counts`, so that the mean over micro-batches and
+ranks that DeepSpeed takes of the gradients equals the mean over the GLOBAL count of valid targets.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+Batch = dict[str, Tensor]
+
+IGNORED = -100
+"""Target id of a position without a target."""
+
+
+class Objective(nn.Module):
+    """Base of all objectives."""
+
+    def counts(self, batch: Batch) -> Float[Tensor, " N"]:
+        """Return the denominators of this objective's losses for one micro-batch."""
+        raise NotImplementedError
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Return `loss`, its parts as `loss/NAME`, and `carry` where the data keeps state."""
+        raise NotImplementedError
+
+    def validate(self, batch: Batch) -> dict[str, Tensor]:
+        """Return `loss`, the figure by which checkpoints are compared, and further metrics."""
+        return self(batch)
+
+
+def normalisers(objective: Objective, batch: Batch) -> Float[Tensor, " N"]:
+    """Return the global denominators of `batch`, or its own where no loop has set them."""
+    return batch["counts"] if "counts" in batch else objective.counts(batch)
+
+
+def valid_targets(targets: Int[Tensor, "*rows"]) -> Float[Tensor, ""]:
+    """Count the targets that are not masked."""
+    return (targets != IGNORED).sum().float()
+
+
+def cross_entropy(
+    logits: Float[Tensor, "*rows V"], targets: Int[Tensor, "*rows"], count: Float[Tensor, ""]
+) -> Float[Tensor, ""]:
+    """Sum the cross-entropy in nats over valid targets, divided by `count`."""
+    total = F.cross_entropy(
+        logits.flatten(0, -2).float(), targets.flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+    return total / count.clamp(min=1)
+
+
+def previous(memory: Float[Tensor, "B L K D"]) -> Float[Tensor, "B L K D"]:
+    """Return m_{-1}..m_{L-2}: the memories one step back, beginning with the empty one."""
+    return torch.cat((torch.zeros_like(memory[:, :1]), memory[:, :-1]), dim=1)
+
+
+def apply_cell(
+    cell: nn.Module, memory: Float[Tensor, "B T K D"], tokens: Int[Tensor, "B T"]
+) -> Float[Tensor, "B T K D"]:
+    """Apply the cell to all (sequence, timestep) pairs as one batch."""
+    return cell(memory.flatten(0, 1), tokens.flatten()).view_as(memory)
+
+
+def hashed(*keys: Int[Tensor, "*rows"] | int) -> Int[Tensor, "*rows"]:
+    """Mix integers into uniform 62-bit ones (SplitMix64); equal keys, equal result, on any rank."""
+    state: Tensor | int = 0
+    for key in keys:
+        state = torch.as_tensor(key, dtype=torch.int64) + state
+        state = state * -7046029254386353131
+        state = (state ^ (state >> 30 & (1 << 34) - 1)) * -4658895280553007687
+        state = (state ^ (state >> 27 & (1 << 37) - 1)) * -7723592293110705685
+        state = state ^ (state >> 31 & (1 << 33) - 1)
+    assert isinstance(state, Tensor)
+    return state & ((1 << 62) - 1)

@@ -1,0 +1,108 @@
+"""The teacher: encoder, decoder and cell trained together by Eq. 5 (arXiv:2606.06479).
+
+Shapes: B batch, L sequence, S sampled timesteps, K memory tokens, D width, F horizon.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from smt_ray.config import LossConfig, ModelConfig
+from smt_ray.model.cells import build_cell
+from smt_ray.model.decoder import Decoder
+from smt_ray.model.encoder import Encoder
+from smt_ray.objectives.losses import PAIRS, squared_error, uniformity
+from smt_ray.objectives.objective import (
+    IGNORED,
+    Batch,
+    Objective,
+    apply_cell,
+    cross_entropy,
+    hashed,
+    normalisers,
+    valid_targets,
+)
+
+
+class Teacher(Objective):
+    """Eq. 5: `decoding * dec + dynamics * dyn + uniformity * unif`, and the dense readout loss."""
+
+    def __init__(self, model: ModelConfig, loss: LossConfig, vocabulary: int, seed: int) -> None:
+        """Create the three networks with fresh weights; `seed` chooses sampled timesteps."""
+        super().__init__()
+        self.loss, self.seed = loss, seed
+        self.encoder = Encoder(model, vocabulary)
+        self.decoder = Decoder(model, vocabulary)
+        self.cell = build_cell(model, vocabulary)
+
+    def timesteps(self, batch: Batch) -> Int[Tensor, "B S"]:
+        """Sample S timesteps a sequence from hash(seed, step, sequence), the last always with them.
+
+        m_{L-1} must be decoded: as a target of the dynamics alone it would collapse.
+        """
+        length = batch["inputs"].shape[1]
+        slots = torch.arange(self.loss.timesteps - 1, device=batch["inputs"].device)
+        rows = hashed(self.seed, batch["step"], batch["sequence_id"])
+        early = hashed(rows[:, None], slots) % (length - 1)
+        return torch.nn.functional.pad(early, (0, 1), value=length - 1)
+
+    def horizon(self, values: Int[Tensor, "B L"], timesteps: Int[Tensor, "B S"]) -> Tensor:
+        """Return values_t..values_{t+F-1} for each timestep, (B, S, F); -100 past the end."""
+        offsets = torch.arange(self.loss.horizon, device=values.device)
+        at = timesteps[..., None] + offsets
+        found = values.take_along_dim(at.clamp(max=values.shape[1] - 1).flatten(1), dim=1)
+        return found.view(at.shape).masked_fill(at >= values.shape[1], IGNORED)
+
+    def counts(self, batch: Batch) -> Float[Tensor, "2"]:
+        """Return the valid targets over sampled horizons, and over all timesteps."""
+        sampled = self.horizon(batch["targets"], self.timesteps(batch))
+        return torch.stack((valid_targets(sampled), valid_targets(batch["targets"])))
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Return Eq. 5 and its parts in nats (`loss/dec`, `loss/dense`) and mean squares."""
+        inputs, targets, config = batch["inputs"], batch["targets"], self.loss
+        timesteps = self.timesteps(batch)
+        sampled, dense = normalisers(self, batch)
+
+        if config.dense:
+            memory = self.encoder(inputs)
+            decoded = _at(memory, timesteps)
+            now, after = _at(memory, timesteps[:, :-1]), _at(memory, timesteps[:, :-1] + 1)
+            first = memory[:, :1]
+        else:
+            early = timesteps[:, :-1]
+            asked = torch.cat((torch.zeros_like(timesteps[:, :1]), early + 1, timesteps), dim=1)
+            first, after, decoded = self.encoder(inputs, asked).split(
+                (1, early.shape[1], timesteps.shape[1]), dim=1
+            )
+            now, memory = decoded[:, :-1], decoded
+
+        following = self.horizon(inputs, timesteps)[..., 1:].clamp(min=0)
+        logits = self.decoder(decoded.flatten(0, 1), following.flatten(0, 1))
+        dec = cross_entropy(logits, self.horizon(targets, timesteps).flatten(0, 1), sampled)
+
+        before = torch.cat((torch.zeros_like(first), now), dim=1)
+        label = torch.cat((first, after), dim=1)
+        if config.detach_dynamics:
+            before, label = before.detach(), label.detach()
+        arriving = torch.cat((inputs[:, :1], inputs.gather(1, timesteps[:, :-1] + 1)), dim=1)
+        predicted = apply_cell(self.cell, before, arriving)
+        dyn = squared_error(predicted, label, torch.tensor(label.numel()))
+
+        pairs = torch.arange(4 * PAIRS, device=inputs.device).view(4, PAIRS)
+        draws = hashed(self.seed, batch["step"], batch["sequence_id"][0], pairs)
+        unif = uniformity(memory.flatten(0, 1), draws, per_slot=config.per_slot)
+
+        loss = config.decoding * dec + config.dynamics * dyn + config.uniformity * unif
+        metrics = {"loss/dec": dec, "loss/dyn": dyn, "loss/unif": unif}
+        if config.dense:
+            metrics["loss/dense"] = cross_entropy(
+                self.decoder(memory.flatten(0, 1))[:, 0], targets.flatten(), dense
+            )
+            loss = loss + config.decoding * metrics["loss/dense"]
+        return {"loss": loss, **metrics}
+
+
+def _at(memory: Float[Tensor, "B L K D"], timesteps: Int[Tensor, "B S"]) -> Tensor:
+    """Return the memories of the given timesteps, (B, S, K, D)."""
+    return memory.take_along_dim(timesteps[..., None, None], dim=1)

@@ -177,8 +177,10 @@ def _results(report: Report) -> list[_Panel]:
 def _training(report: Report) -> list[_Panel]:
     panels = []
     for stage, rows in report.metrics.items():
-        key, unit, caption = _TRAINED.get(stage, _OTHER)
-        panels.append(_Panel(stage, caption, _svg(plots.training_figure(rows, key, unit), stage)))
+        if rows:
+            key, unit, caption = _TRAINED.get(stage, _OTHER)
+            figure = plots.training_figure(rows, key, unit)
+            panels.append(_Panel(stage, caption, _svg(figure, stage)))
     return panels
 
 

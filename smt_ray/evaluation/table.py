@@ -75,7 +75,7 @@ def summary_table(summary: Summary) -> str:
     """Return the results as a table of at most 100 columns; coloured only on a terminal."""
     table = Table(box=box.SIMPLE_HEAD, title=f"smt-ray: {summary['name']}", title_justify="left")
     table.add_column("result")
-    table.add_column("value", justify="right")
+    table.add_column("value", justify="right", overflow="fold")
     for key, label, value in entries(summary):
         if key not in {"name", "preset", "resumed"} and not key.startswith("seconds_"):
             table.add_row(label, value, style="bold green" if key == "rnn_bits" else None)

@@ -149,7 +149,8 @@ def test_figures_follow_the_colours_of_the_page(report: Report, tmp_path: Path) 
 
 
 def test_missing_parts_leave_no_trace(tmp_path: Path) -> None:
-    page = render(Report(summary={"name": "bare", "bptt_bits": None, "drift": None}), tmp_path)
+    bare = {"name": "bare", "bptt_bits": None, "drift": None}
+    page = render(Report(summary=bare, metrics={"teacher": []}), tmp_path)
     assert "svg" not in page.tags
     assert "dl" not in page.tags
     for word in ("None", "drift", "BPTT", "Configuration", "Environment", "How it was made"):

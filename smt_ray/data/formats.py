@@ -59,12 +59,13 @@ class Text(Format):
             while stop > 0:
                 start = max(0, stop - BLOCK)
                 handle.seek(start)
-                block = handle.read(stop - start)
-                if b"\n" in block:
-                    return start + block.rindex(b"\n") + 1
+                block = handle.read(stop - start + 1)
+                line = block.rfind(b"\n", 0, stop - start) + 1
+                if line > 0:
+                    return start + line
                 if not self.lines_only:
-                    tail = block.rstrip(bytes(range(0x80, 0xC0)))  # the inner bytes of a character
-                    return start + max(0, len(tail) - 1)
+                    head = block.rstrip(bytes(range(0x80, 0xC0)))  # inner bytes of a character
+                    return start + max(0, len(head) - 1)
                 stop = start
         return 0
 
@@ -173,7 +174,7 @@ def format_of(path: str) -> Format | None:
 
 def no_text(place: object, field: str, columns: Any) -> ValueError:
     """Return the error for a missing column of text; it lists the columns that are there."""
-    there = ", ".join(columns) or "none"
+    there = ", ".join(sorted(columns)) or "none"
     return ValueError(f"{place}: no text in data.text-field={field!r}; its columns: {there}")
 
 

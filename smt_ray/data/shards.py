@@ -78,8 +78,7 @@ class Packer:
         parts: list[NDArray[np.int32]] = []
         held = 0
         for document in documents:
-            known = isinstance(document, np.ndarray)
-            ids = document if known else self._tokenizer.encode(document)
+            ids = document if isinstance(document, np.ndarray) else self._tokenizer.encode(document)
             new = [separator, ids] if self.documents else [ids]
             parts += new
             held += sum(map(len, new))

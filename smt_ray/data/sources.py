@@ -26,6 +26,10 @@ SPLITS = ("train", "validation")
 INSTALLED = {"site-packages", "dist-packages"}  # inside the standard library, but not of it
 
 
+class SourceError(ValueError):
+    """What is wrong with the source, in one line that starts with `data.source=`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Piece:
     """A range of one file, in the count of its format; or of the shards of a Hugging Face split.
@@ -64,7 +68,7 @@ def plan(config: DataConfig) -> dict[str, list[Unit]]:
     """Return the units of work of each split.
 
     Raises:
-        ValueError: if nothing matches the source, or its files are empty or of an unknown kind.
+        SourceError: if nothing matches the source, or its files are empty or of an unknown kind.
     """
     with _explained(config):
         place = resolve(config)
@@ -80,10 +84,11 @@ def read(unit: Unit, config: DataConfig, tokenizer: Tokenizer) -> Iterator[Docum
     """Yield the documents of one unit: text, bytes or int32 token ids.
 
     Raises:
-        ValueError: if a file is unreadable, or token ids are outside the vocabulary.
+        SourceError: if a file is unreadable, or token ids are outside the vocabulary.
     """
     with _explained(config):
-        documents = _read_hub(unit, config) if _is_hub(config) else _read_files(unit, config)
+        place = resolve(config)
+        documents = _read_hub(unit, place) if _is_hub(place) else _read_files(unit, place)
         for document in documents:
             if isinstance(document, np.ndarray):
                 yield _checked(document, tokenizer)
@@ -95,7 +100,7 @@ def check(config: DataConfig) -> None:
     """Check, without a cluster, all that is known before the whole source is read.
 
     Raises:
-        ValueError: naming the field at fault, in one line.
+        ValueError: naming the field at fault, in one line (a `SourceError` but for the tokenizer).
     """
     tokenizer = load_tokenizer(config.tokenizer)
     for split, units in plan(config).items():
@@ -105,11 +110,28 @@ def check(config: DataConfig) -> None:
             most = sum(p.stop - p.start + 1 for p in pieces) - 1
             if most <= config.sequence_length:
                 raise too_short(config, split, most)
-        if not units or next(read(units[0], resolve(config), tokenizer), None) is None:
+        if not units or next(read(units[0], config, tokenizer), None) is None:
             raise too_short(config, split, 0)
 
 
-def too_short(config: DataConfig, split: str, tokens: int) -> ValueError:
+def identity(config: DataConfig) -> str:
+    """Return a digest of which pieces the source has and of their lengths, not of their content."""
+    pieces = [
+        (split, piece.path if config.source == "stdlib" else piece.path.rsplit("/", 1)[-1],
+         piece.start, piece.stop)
+        for split, units in plan(config).items() for unit in units for piece in unit.pieces
+    ]  # fmt: skip
+    return hashlib.sha256(repr(pieces).encode()).hexdigest()[:16]
+
+
+def size(config: DataConfig) -> int:
+    """Return about how many bytes the source has; 0 for `hf:` sources, whose size is unknown."""
+    if _is_hub(config):
+        return 0
+    return int(sum(bytes_ for side in _file_pieces(resolve(config)).values() for _, bytes_ in side))
+
+
+def too_short(config: DataConfig, split: str, tokens: int) -> SourceError:
     """Return the error for a split that does not fill one sequence."""
     mend = "add text or lower data.sequence-length"
     if split == "validation":
@@ -119,8 +141,8 @@ def too_short(config: DataConfig, split: str, tokens: int) -> ValueError:
     return _error(config, rule)
 
 
-def _error(config: DataConfig, rule: object) -> ValueError:
-    return ValueError(f"data.source={config.source!r}: {' '.join(str(rule).split())}")
+def _error(config: DataConfig, rule: object) -> SourceError:
+    return SourceError(f"data.source={config.source!r}: {' '.join(str(rule).split())}")
 
 
 @contextmanager

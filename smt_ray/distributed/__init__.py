@@ -1,1 +1,1 @@
-"""What runs on the cluster: Ray Data pipelines, Ray Train loops, DeepSpeed gangs, Ray Tune sweeps."""
+"""What runs on the cluster: Ray Data pipelines, the training loop, encoder gangs, sweeps."""

@@ -7,7 +7,6 @@ from typing import Any
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
-from ray.exceptions import RayTaskError
 
 from smt_ray.config import DataConfig, RunConfig
 from smt_ray.data import sources
@@ -38,24 +37,24 @@ def write_tokens(config: RunConfig, target: Location) -> None:
     units = [unit for group in sources.plan(config.data).values() for unit in group]
     resolved = sources.resolve(config.data)
     rows = ray.data.range(len(units), override_num_blocks=len(units))
-    written = rows.map(lambda row: _write_unit(units[row["id"]], resolved, tokenizer, target))
-    try:
-        results = written.take_all()
-    except RayTaskError as error:
-        raise user_error(error) from error
+    written = rows.map(lambda row: _write_or_explain(units[row["id"]], resolved, tokenizer, target))
+    results = list(written.iter_rows())
+    error = next((result["error"] for result in results if result["error"]), None)
+    if error:
+        raise sources.SourceError(error)
     for split in sources.SPLITS:
         mine = [result for result in results if result["split"] == split]
         _write_manifest(config.data, tokenizer, mine, target / split)
 
 
-def user_error(error: RayTaskError) -> BaseException:
-    """Return the `ValueError` that a task raised about the user's input, or else `error` itself."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, ValueError) and not isinstance(cause, RayTaskError):
-            return cause
-        cause = getattr(cause, "cause", None) or cause.__cause__
-    return error
+def _write_or_explain(
+    unit: sources.Unit, config: DataConfig, tokenizer: Tokenizer, target: Location
+) -> dict[str, Any]:
+    """Write a unit; what is wrong with the source becomes a result, not a failed task."""
+    try:
+        return {"error": "", **_write_unit(unit, config, tokenizer, target)}
+    except sources.SourceError as error:
+        return {"error": str(error)}
 
 
 def _write_unit(

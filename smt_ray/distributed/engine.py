@@ -78,7 +78,8 @@ def encoding_engine(encoder: nn.Module, batch: int, precision: Precision) -> Any
     import deepspeed
 
     engine, *_ = deepspeed.initialize(model=encoder, config=_settings(batch, 3, precision))
-    return engine.eval()
+    engine.eval()
+    return engine
 
 
 def micro_batch(share: int, most: int) -> int:

@@ -1,0 +1,173 @@
+"""The encoder gang: one DeepSpeed ZeRO-3 engine across N Ray actors turns tokens into memories.
+
+Legend: N rows, L sequence, K memory tokens, D width.
+"""
+
+import logging
+import os
+import socket
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from ray.exceptions import RayError
+from ray.util import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from safetensors import safe_open
+from torch import Tensor
+
+from smt_ray.config import ModelConfig, Precision, RuntimeConfig
+from smt_ray.data.shards import DTYPES
+from smt_ray.data.storage import Location
+from smt_ray.distributed.engine import encoding_engine, prepare_process
+from smt_ray.model.encoder import Encoder
+
+logger = logging.getLogger(__name__)
+CALL_TIMEOUT_S = 1800.0
+"""Longest wait for one batch: a rank that hangs in a collective never answers."""
+PREFIX = "encoder."
+"""What the encoder's weights are named after in a teacher's file."""
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """Everything a rank needs to build the encoder; `weights` is a safetensors file."""
+
+    model: ModelConfig
+    vocabulary: int
+    weights: Location
+    precision: Precision
+    dtype: Precision
+
+    def build(self) -> Encoder:
+        """Return the encoder with its weights, on the CPU.
+
+        Raises:
+            RuntimeError: if the file's weights are not those of this encoder.
+        """
+        encoder = Encoder(self.model, self.vocabulary)
+        with tempfile.TemporaryDirectory() as directory:
+            local = Location.of(Path(directory) / self.weights.name)
+            self.weights.copy_to(local)
+            with safe_open(local.path, "pt") as file:
+                names = filter(lambda name: name.startswith(PREFIX), file.keys())
+                weights = {name.removeprefix(PREFIX): file.get_tensor(name) for name in names}
+        encoder.load_state_dict(weights)
+        return encoder
+
+
+class Rank:
+    """One process of a gang; its engine holds a share of the encoder's parameters."""
+
+    def address(self) -> tuple[str, int]:
+        """Return this node's address and a free port on it."""
+        with socket.socket() as free:
+            free.bind(("", 0))
+            return ray.util.get_node_ip_address(), free.getsockname()[1]
+
+    def start(
+        self, spec: EncoderSpec, runtime: RuntimeConfig, rank: int, address: tuple[str, int]
+    ) -> None:
+        """Join the other ranks and build the engine; returns when all have."""
+        host, port = address
+        # Ray shows a rank its own GPU alone, so that is device 0 of each.
+        os.environ |= {
+            "RANK": str(rank),
+            "LOCAL_RANK": "0",
+            "WORLD_SIZE": str(runtime.gang_ranks),
+            "MASTER_ADDR": host,
+            "MASTER_PORT": str(port),
+        }
+        self.device = prepare_process(runtime)
+        self.dtype = DTYPES[spec.dtype]
+        self.engine = encoding_engine(spec.build(), runtime.gang_batch, spec.precision)
+
+    @torch.inference_mode()
+    def encode(self, tokens: NDArray[np.integer[Any]]) -> NDArray[np.uint8]:
+        """Return the memories of all timesteps as bytes (N, L, K, D * itemsize)."""
+        inputs = torch.from_numpy(tokens.astype(np.int64)).to(self.device)
+        memory = self.engine(inputs).to(self.dtype).cpu()
+        return memory.view(torch.uint8).numpy()
+
+    def held_parameters(self) -> int:
+        """Return how many of the encoder's numbers this rank holds between forwards."""
+        return sum(p.ds_tensor.numel() + p.numel() for p in self.engine.module.parameters())
+
+
+class Gang:
+    """N ranks in one placement group; a dead or hung one costs a rebuild and the batch is retried."""
+
+    def __init__(
+        self, spec: EncoderSpec, runtime: RuntimeConfig, timeout_s: float = CALL_TIMEOUT_S
+    ) -> None:
+        """Start the ranks, and let them encode once.
+
+        Args:
+            spec: the encoder, and the number format of its labels.
+            runtime: ranks, threads, devices, and the failures that one batch may meet.
+            timeout_s: longest wait for one batch.
+        """
+        self.spec, self.runtime, self.timeout_s = spec, runtime, timeout_s
+        self.ranks: list[Any] = []
+        self.encode(np.zeros((runtime.gang_ranks, 2), np.int64))
+
+    def encode(self, tokens: NDArray[np.integer[Any]]) -> Float[Tensor, "N L K D"]:
+        """Return the memories of all timesteps of `tokens` (N, L), in the label's number format.
+
+        Raises:
+            RuntimeError: if the gang fails more than `runtime.max_failures` times on this batch.
+        """
+        for failure in range(self.runtime.max_failures + 1):
+            try:
+                if not self.ranks:
+                    self._start()
+                return self._encode(tokens)
+            except RayError as error:
+                self.close()
+                if failure == self.runtime.max_failures:
+                    raise RuntimeError(
+                        f"encoder gang of {self.runtime.gang_ranks} ranks: batch of {len(tokens)} "
+                        f"sequences failed {failure + 1} times"
+                    ) from error
+                logger.warning("encoder gang: rebuilding after %s", type(error).__name__)
+        raise AssertionError
+
+    def close(self) -> None:
+        """Kill all ranks and free their resources."""
+        for rank in self.ranks:
+            ray.kill(rank)
+        if self.ranks:
+            remove_placement_group(self.group)
+        self.ranks = []
+
+    def _start(self) -> None:
+        count = self.runtime.gang_ranks
+        resources = {"CPU": 1, "GPU": 1} if self.runtime.gpu else {"CPU": 1}
+        self.group = placement_group([resources] * count)
+        actor = ray.remote(Rank).options(
+            num_cpus=1,
+            num_gpus=resources.get("GPU", 0),
+            scheduling_strategy=PlacementGroupSchedulingStrategy(self.group),
+        )
+        self.ranks = [actor.remote() for _ in range(count)]
+        address = ray.get(self.ranks[0].address.remote())
+        starts = [
+            rank.start.remote(self.spec, self.runtime, number, address)
+            for number, rank in enumerate(self.ranks)
+        ]
+        ray.get(starts, timeout=self.timeout_s)
+
+    def _encode(self, tokens: NDArray[np.integer[Any]]) -> Float[Tensor, "N L K D"]:
+        """Scatter equal slices, since every rank must take part in every forward, and gather."""
+        share = -(-len(tokens) // len(self.ranks))
+        padding = share * len(self.ranks) - len(tokens)
+        slices = np.pad(tokens, ((0, padding), (0, 0))).reshape(len(self.ranks), share, -1)
+        calls = [rank.encode.remote(s) for rank, s in zip(self.ranks, slices, strict=True)]
+        memory = np.concatenate(ray.get(calls, timeout=self.timeout_s))[: len(tokens)]
+        return torch.from_numpy(memory).view(DTYPES[self.spec.dtype])

@@ -1,0 +1,263 @@
+"""The stage `labels`: Ray Data streams token shards through encoder gangs into label shards.
+
+Exactly once: Ray Data notes the identities of written rows beside the shards, and an interrupted
+run that goes on skips them. Legend: N rows, L sequence, K memory tokens, D width.
+"""
+
+import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import torch
+from numpy.typing import NDArray
+from ray.data import ActorPoolStrategy, DataContext, ExecutionResources
+from ray.data.checkpoint import CheckpointConfig
+
+from smt_ray.config import RunConfig
+from smt_ray.data.shards import (
+    DTYPES,
+    MANIFEST,
+    Manifest,
+    label_schema,
+    open_shards,
+    row_group_rows,
+    tensor_to_memory,
+)
+from smt_ray.data.storage import Location
+from smt_ray.distributed.gang import EncoderSpec, Gang
+from smt_ray.objectives.objective import hashed
+
+SPLITS = ("train", "validation")
+SHARD_BYTES = 32 << 20
+"""Size of a label shard, and what an interruption can lose of a gang's work; at least one batch."""
+
+logger = logging.getLogger(__name__)
+Ids = NDArray[np.int64]
+
+
+def write_labels(
+    config: RunConfig,
+    tokens: Location,
+    teacher: Location,
+    encoder: str,
+    vocabulary: int,
+    target: Location,
+) -> dict[str, float]:
+    """Write `train/` and `validation/` label shards and manifests; go on where a run stopped.
+
+    Args:
+        config: the run.
+        tokens: the artifact with the token shards.
+        teacher: the artifact with the encoder's weights.
+        encoder: the teacher's fingerprint.
+        vocabulary: V.
+        target: where the labels go.
+
+    Returns:
+        `labels`: (sequence, timestep) pairs in both splits; `labels_per_s`: the rate at which this
+        call labelled the training split, start-up excluded (0 if it was done before); `seconds`.
+
+    Raises:
+        ValueError: naming the field at fault, if too few sequences are chosen for one global batch.
+    """
+    began = time.monotonic()
+    length = config.data.sequence_length
+    spec = EncoderSpec(
+        config.model,
+        vocabulary,
+        teacher / "model.safetensors",
+        config.teacher.precision,
+        config.labels.dtype,
+    )
+    chosen = {}
+    for split in SPLITS:
+        manifest = open_shards(
+            tokens / split, "tokens", sequence_length=length, vocabulary=vocabulary
+        )
+        shards = [tokens / split / name for name in manifest["shards"]]
+        chosen[split] = shards, _chosen(config, split, _ids(shards))
+    rates = {
+        split: _write_split(config, spec, shards, ids, encoder, target, split)
+        for split, (shards, ids) in chosen.items()
+    }
+    return {
+        "labels": length * sum(len(ids) for _, ids in chosen.values()),
+        "labels_per_s": rates["train"],
+        "seconds": time.monotonic() - began,
+    }
+
+
+def keep(ids: Ids, fraction: float) -> NDArray[np.bool_]:
+    """Return which sequences are among the labelled `fraction`: a hash of the identity decides."""
+    return (hashed(torch.from_numpy(ids)) < fraction * 2.0**62).numpy()
+
+
+class Labeller:
+    """A Ray Data map actor that owns one gang and turns token rows into label rows."""
+
+    def __init__(self, config: RunConfig, spec: EncoderSpec, meter: Any) -> None:
+        """Start the gang."""
+        model, length = config.model, config.data.sequence_length
+        self.schema = label_schema(length, model.memory_tokens, model.width, spec.dtype)
+        self.gang = Gang(spec, config.runtime)
+        self.meter = meter
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Return the label rows of a batch of token rows."""
+        self.meter.begin.remote()
+        tokens = batch["tokens"].combine_chunks()
+        windows = tokens.flatten().to_numpy().reshape(len(batch), -1)
+        memory = self.gang.encode(windows[:, :-1])
+        columns = [batch["sequence_id"], tokens, tensor_to_memory(memory)]
+        self.meter.end.remote(memory.shape[0] * memory.shape[1])
+        return pa.Table.from_arrays(columns, schema=self.schema)
+
+
+@ray.remote(num_cpus=0)
+class Meter:
+    """Clocks a split: from the begin of the first batch to the end of the last, over all gangs."""
+
+    def __init__(self) -> None:
+        """Start with nothing labelled."""
+        self._labels, self._first, self._last = 0, 0.0, 0.0
+
+    def begin(self) -> None:
+        """Note that a batch begins."""
+        self._first = self._first or time.monotonic()
+
+    def end(self, labels: int) -> None:
+        """Note that a batch has ended with so many labels."""
+        self._last = time.monotonic()
+        self._labels += labels
+
+    def rate(self) -> float:
+        """Return labels per second, 0 if there were none."""
+        return self._labels / (self._last - self._first) if self._labels else 0.0
+
+
+def _write_split(
+    config: RunConfig,
+    spec: EncoderSpec,
+    tokens: list[Location],
+    ids: Ids,
+    encoder: str,
+    target: Location,
+    split: str,
+) -> float:
+    """Label one split and write its manifest; return the rate in labels per second."""
+    model, runtime, directory = config.model, config.runtime, target / split
+    if (directory / MANIFEST).exists():
+        return 0.0
+    shape = (config.data.sequence_length, model.memory_tokens, model.width, spec.dtype)
+    schema = label_schema(*shape)
+    row_bytes = 4 * (shape[0] + 1) + shape[0] * shape[1] * shape[2] * DTYPES[spec.dtype].itemsize
+    batches = max(1, SHARD_BYTES // (row_bytes * runtime.gang_batch))
+    meter = Meter.remote()
+    with DataContext.current(_context(config, target / "progress" / split)):
+        rows = ray.data.read_parquet(
+            [shard.path for shard in tokens],
+            filesystem=tokens[0].filesystem,
+            columns=["sequence_id", "tokens"],
+        )
+        if config.labels.fraction < 1:
+            rows = rows.map_batches(
+                _keep, fn_args=(config.labels.fraction,), batch_format="pyarrow", batch_size=None
+            )
+        rows.repartition(target_num_rows_per_block=batches * runtime.gang_batch).map_batches(
+            Labeller,
+            fn_constructor_args=(config, spec, meter),
+            batch_size=runtime.gang_batch,
+            batch_format="pyarrow",
+            num_cpus=0,
+            compute=ActorPoolStrategy(size=runtime.gangs, max_tasks_in_flight_per_actor=2),
+        ).write_parquet(
+            directory.path,
+            filesystem=directory.filesystem,
+            schema=schema,
+            row_group_size=row_group_rows(row_bytes),
+            ray_remote_args={"num_cpus": 0},
+            concurrency=runtime.gangs + 1,
+        )
+    _write_manifest(config, spec, ids, encoder, directory)
+    return ray.get(meter.rate.remote())
+
+
+def _context(config: RunConfig, progress: Location) -> DataContext:
+    """Return a context for one split's pipeline: what is done, and what the gangs leave free."""
+    runtime = config.runtime
+    context = DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    context.checkpoint_config = CheckpointConfig(
+        id_column="sequence_id",
+        checkpoint_path=progress.path,
+        override_filesystem=progress.filesystem,
+        delete_checkpoint_on_success=False,
+    )
+    free = ray.cluster_resources().get("CPU", 0) - runtime.gangs * runtime.gang_ranks
+    context.execution_options.resource_limits = ExecutionResources.for_limits(cpu=max(1.0, free))
+    return context
+
+
+def _keep(batch: pa.Table, fraction: float) -> pa.Table:
+    return batch.filter(pa.array(keep(batch["sequence_id"].to_numpy(), fraction)))
+
+
+def _ids(shards: list[Location]) -> list[Ids]:
+    """Return the identities in each shard."""
+
+    def read(shard: Location) -> Ids:
+        with shard.open() as file:
+            return pq.read_table(file, columns=["sequence_id"])["sequence_id"].to_numpy()
+
+    with ThreadPoolExecutor(8) as pool:
+        return list(pool.map(read, shards))
+
+
+def _chosen(config: RunConfig, split: str, shards: list[Ids]) -> Ids:
+    """Return the identities that get labels, in order; at least one global batch of them."""
+    fraction = config.labels.fraction
+    ids = np.sort(np.concatenate(shards))
+    ids = ids[keep(ids, fraction)]
+    batch = max(config.transition.train.global_batch, config.dmt.train.global_batch)
+    if len(ids) < batch:
+        raise ValueError(
+            f"labels.fraction={fraction}: leaves {len(ids)} {split} sequences, fewer than one "
+            f"global batch of {batch}; give a larger fraction or a longer data.source"
+        )
+    return ids
+
+
+def _write_manifest(
+    config: RunConfig, spec: EncoderSpec, ids: Ids, encoder: str, directory: Location
+) -> None:
+    """Check that each sequence has its label once, and write the manifest.
+
+    Raises:
+        ValueError: if a sequence is missing or there twice.
+    """
+    shards = directory.files(".parquet")
+    found = _ids(shards)
+    if not np.array_equal(np.sort(np.concatenate(found)), ids):
+        raise ValueError(
+            f"{directory}: {sum(map(len, found))} labels for {len(ids)} sequences; "
+            "delete its directory and run the stage again"
+        )
+    manifest: Manifest = {
+        "kind": "labels",
+        "split": directory.name,
+        "sequences": len(ids),
+        "sequence_length": config.data.sequence_length,
+        "memory_tokens": config.model.memory_tokens,
+        "width": config.model.width,
+        "dtype": spec.dtype,
+        "encoder": encoder,
+        "vocabulary": spec.vocabulary,
+        "shards": {shard.name: len(rows) for shard, rows in zip(shards, found, strict=True)},
+    }
+    (directory / MANIFEST).write_json(manifest)
+    logger.info("%s: %d sequences labelled", directory.name, len(ids))

@@ -7,7 +7,8 @@ artifact's fingerprint) unless they stand in `RuntimeConfig` or are `name` and `
 
 import difflib
 import typing
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
 Precision = Literal["float32", "bfloat16"]
@@ -221,6 +222,25 @@ class DmtConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationConfig:
+    """What is scored and sampled at the end."""
+
+    sequences: int = 1024
+    """Validation sequences that are scored, at most."""
+    prompt_length: int = 64
+    """Tokens of a validation sequence that begin the sample."""
+    sample_length: int = 512
+    """Tokens sampled after the prompt."""
+    temperature: float = 0.7
+    """Softmax temperature of the sample; 0 takes the likeliest token."""
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        _at_least(1, "evaluation", self, "sequences", "prompt_length")
+        _at_least(0, "evaluation", self, "sample_length", "temperature")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RuntimeConfig:
     """Where and how fast it runs; no field here may change the result beyond rounding."""
 
@@ -278,6 +298,8 @@ class RunConfig:
     """Fitting the cell to the labels."""
     dmt: DmtConfig = field(default_factory=DmtConfig)
     """Training the RNN on its own memories."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """Scores and the sample."""
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     """Workers, devices, batches in flight."""
 
@@ -312,7 +334,7 @@ class RunConfig:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "RunConfig":
+    def from_dict(cls, values: Mapping[str, Any]) -> "RunConfig":
         """Build a config from `to_dict` output; missing fields take their defaults.
 
         Raises:
@@ -320,55 +342,66 @@ class RunConfig:
         """
         return _build(cls, values, "")
 
+    def update(self, values: Mapping[str, Any]) -> "RunConfig":
+        """Return a copy with the nested fields of `values` in place of this one's.
+
+        Raises:
+            ValueError: for an unknown key (the nearest known one is named) or a bad value.
+        """
+        return self.from_dict(_merge(self.to_dict(), values))
+
     def override(self, key: str, value: Any) -> "RunConfig":
         """Return a copy with the dotted field `key` (dashes or underscores) set to `value`.
 
         Raises:
             ValueError: for an unknown key (the nearest known one is named) or a bad value.
         """
-        return _override(self, key.replace("-", "_").split("."), value, "")
+        for name in reversed(key.split(".")):
+            value = {name: value}
+        return self.update(value)
 
 
-def _known(cls: Any, name: str, prefix: str) -> None:
-    names = [f.name for f in fields(cls)]
-    if name not in names:
-        near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
-        raise ValueError(f"{prefix}{_flag(name)}: unknown field; did you mean {prefix}{_flag(near[0])}?")
+def _merge(base: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with nested `values` in its place, dashes in names as underscores."""
+    merged = dict(base)
+    for key, value in values.items():
+        name = str(key).replace("-", "_")
+        inner = merged.get(name)
+        both = isinstance(inner, dict) and isinstance(value, Mapping)
+        merged[name] = _merge(inner, value) if both else value
+    return merged
 
 
-def _build(cls: Any, values: dict[str, Any], prefix: str) -> Any:
+def _build(cls: Any, values: Any, prefix: str) -> Any:
+    """Build a dataclass from nested mappings, checking names and types."""
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{prefix.rstrip('.') or 'config'}={values!r}: must be a mapping of fields")
     hints = typing.get_type_hints(cls)
     arguments: dict[str, Any] = {}
-    for name, value in values.items():
-        _known(cls, name, prefix)
+    for key, value in values.items():
+        name = str(key).replace("-", "_")
+        flag = f"{prefix}{_flag(name)}"
+        if name not in hints:
+            near = difflib.get_close_matches(name, list(hints), n=1, cutoff=0.0)
+            raise ValueError(f"{flag}: unknown field; did you mean {prefix}{_flag(near[0])}?")
         kind = hints[name]
-        if is_dataclass(kind):
-            if not isinstance(value, dict):
-                raise ValueError(f"{prefix}{_flag(name)}={value!r}: must be a mapping of fields")
-            arguments[name] = _build(kind, value, f"{prefix}{_flag(name)}.")
-        else:
-            arguments[name] = _coerce(kind, value, f"{prefix}{_flag(name)}")
+        arguments[name] = (
+            _build(kind, value, f"{flag}.") if is_dataclass(kind) else _coerce(kind, value, flag)
+        )
     return cls(**arguments)
 
 
-def _override(config: Any, keys: list[str], value: Any, prefix: str) -> Any:
-    head, *rest = keys
-    _known(type(config), head, prefix)
-    if rest:
-        value = _override(getattr(config, head), rest, value, f"{prefix}{_flag(head)}.")
-    else:
-        value = _coerce(typing.get_type_hints(type(config))[head], value, f"{prefix}{_flag(head)}")
-    return replace(config, **{head: value})
-
-
 def _coerce(kind: Any, value: Any, name: str) -> Any:
-    """Return `value` as `kind`; integers become floats where a float is asked for."""
+    """Return `value` as `kind`; an integer becomes a float where a float is asked for."""
     if typing.get_origin(kind) is Literal:
-        _require(value in typing.get_args(kind), name, repr(value),
-                 f"must be one of {', '.join(map(str, typing.get_args(kind)))}")
+        choices = typing.get_args(kind)
+        known = any(value == choice and type(value) is type(choice) for choice in choices)
+        _require(known, name, repr(value), f"must be one of {', '.join(map(str, choices))}")
         return value
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    if kind is float and type(value) is int:
         return float(value)
+    if isinstance(value, Mapping):
+        raise ValueError(f"{name}: is a single value, it has no fields such as {next(iter(value))!r}")
     _require(type(value) is kind, name, repr(value), f"must be of type {kind.__name__}")
     return value
 

@@ -173,6 +173,8 @@ class Reader(Stream):
             batch |= {"inputs": tokens, "targets": _rows(table["targets"])}
         else:
             batch |= {"inputs": tokens[:, :-1], "targets": tokens[:, 1:]}
+        if "bytes" in table.column_names:
+            batch["bytes"] = torch.from_numpy(table["bytes"].to_numpy().copy())
         if "memory" in table.column_names:
             shape = (self.manifest[name] for name in ("memory_tokens", "width", "dtype"))
             batch["memory"] = memory_to_tensor(table["memory"], *shape)

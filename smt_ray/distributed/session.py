@@ -3,6 +3,7 @@
 import logging
 import os
 import uuid
+from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -33,6 +34,11 @@ def cpus_needed(runtime: RuntimeConfig) -> int:
     return max(runtime.workers, runtime.gangs * runtime.gang_ranks) + DATA_CPUS
 
 
+def gpus_needed(runtime: RuntimeConfig) -> int:
+    """Return the GPUs of the hungriest stage."""
+    return max(runtime.workers, runtime.gangs * runtime.gang_ranks) if runtime.gpu else 0
+
+
 def connect(runtime: RuntimeConfig) -> None:
     """Join the cluster that this machine belongs to, or start one here.
 
@@ -40,12 +46,12 @@ def connect(runtime: RuntimeConfig) -> None:
     """
     if ray.is_initialized():
         return
-    quiet = {"logging_level": logging.WARNING, "include_dashboard": False}
+    quiet: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
     cpus = max(os.cpu_count() or 1, cpus_needed(runtime))
     try:
-        ray.init(num_cpus=cpus, **quiet)
+        ray.init(num_cpus=cpus, include_dashboard=False, **quiet)
     except ValueError:  # a cluster is there already: it has its own number of CPUs
-        ray.init(logging_level=logging.WARNING)
+        ray.init(**quiet)
 
 
 def preflight(config: RunConfig, label_bytes: int) -> None:
@@ -62,10 +68,9 @@ def preflight(config: RunConfig, label_bytes: int) -> None:
             f"runtime.gang-ranks={runtime.gang_ranks}: need {need} CPUs, the cluster has {have}; "
             f"lower them or start Ray with --num-cpus {need}"
         )
-    gpus = max(runtime.workers, runtime.gangs * runtime.gang_ranks) if runtime.gpu else 0
-    if gpus > resources.get("GPU", 0):
+    if gpus_needed(runtime) > resources.get("GPU", 0):
         raise ValueError(
-            f"runtime.gpu=True: {gpus} GPUs needed, the cluster has "
+            f"runtime.gpu=True: {gpus_needed(runtime)} GPUs needed, the cluster has "
             f"{resources.get('GPU', 0):.0f}; lower runtime.workers and runtime.gang-ranks"
         )
     storage = Location.of(config.storage)

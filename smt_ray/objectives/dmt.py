@@ -47,9 +47,9 @@ class Dmt(Objective):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return the loss, its parts, and `carry`: the windows' next states (B, L, K, D)."""
-        memory, targets = batch["memory"], batch["targets"]
+        memory, targets = batch["memory"].float(), batch["targets"]
         numbers, valid = normalisers(self, batch).to(memory.device)
-        predicted = apply_cell(self.rnn.cell, batch["state"], batch["inputs"])
+        predicted = apply_cell(self.rnn.cell, batch["state"].float(), batch["inputs"])
         dyn = squared_error(predicted, memory, numbers)
         own = predicted.detach()
         readout = cross_entropy(self.rnn.readout(own.flatten(0, 1))[:, 0], targets.flatten(), valid)

@@ -27,7 +27,7 @@ class Transition(Objective):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return the mean squared error of the one-step update."""
-        memory = batch["memory"]
+        memory = batch["memory"].float()
         predicted = apply_cell(self.cell, previous(memory), batch["inputs"])
         (count,) = normalisers(self, batch)
         dyn = squared_error(predicted, memory, count.to(memory.device))

@@ -1,0 +1,130 @@
+"""The command line of the jobs: a preset, a configuration file, and a flag for every field.
+
+Whatever the user can mend is reported in one line, with exit status 2.
+"""
+
+import contextlib
+import difflib
+import io
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, TypeVar
+
+import tyro
+import yaml
+
+from smt_ray.config import RunConfig, leaves
+from smt_ray.data.storage import Location
+from smt_ray.presets import PRESETS
+
+Flags = TypeVar("Flags")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What to run, and how."""
+
+    run: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
+    """The run."""
+    config: str = ""
+    """YAML file of fields that replace the preset's; the `config.yaml` of a run is one."""
+    overwrite: bool = False
+    """Let this name point at a run with other settings; nothing that is finished is deleted."""
+    plan: bool = False
+    """Print parameters, label bytes and memory of a worker, then stop."""
+
+
+def parse_run(arguments: Sequence[str], description: str) -> Options:
+    """Parse `[PRESET] [--config FILE] [--FIELD VALUE ...]`.
+
+    Raises:
+        ValueError: in one line, for an unknown preset, file, flag or a bad value.
+    """
+    arguments = list(arguments)
+    preset = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "tiny"
+    if preset not in PRESETS:
+        raise ValueError(f"preset={preset!r}: must be one of {', '.join(PRESETS)}")
+    base = PRESETS[preset]()
+    file = _config_file(arguments)
+    if file:
+        base = base.update(_read_yaml(file))
+    lines = [f"  {name}: {make.__doc__}" for name, make in PRESETS.items()]
+    text = f"{description}\n\nThe first argument may name a PRESET (default tiny):\n" + "\n".join(lines)
+    return parse(Options, arguments, text, default=Options(run=base, config=file))
+
+
+def parse(
+    kind: type[Flags], arguments: Sequence[str], description: str, default: Flags | None = None
+) -> Flags:
+    """Parse flags into a dataclass; `--help` prints and exits.
+
+    Raises:
+        ValueError: in one line, for an unknown flag or a bad value.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            options, unknown = tyro.cli(
+                kind,
+                args=list(arguments),
+                default=default,
+                description=description,
+                return_unknown_args=True,
+            )
+    except SystemExit as stop:
+        if stop.code == 0:
+            raise
+        raise ValueError(_first_line(said.getvalue())) from None
+    if unknown:
+        known = [f"--{name}" for name in _flags(options)]
+        near = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.0)
+        raise ValueError(f"{unknown[0]}: unknown argument; did you mean {near[0]}?")
+    return options
+
+
+@contextlib.contextmanager
+def reported() -> Iterator[None]:
+    """Turn a user's error into one line on standard error and exit status 2."""
+    try:
+        yield
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        raise SystemExit(2) from None
+
+
+def _flags(options: object) -> list[str]:
+    return [name.removeprefix("run.") for name in leaves(options)]
+
+
+def _config_file(arguments: Sequence[str]) -> str:
+    """Find the value of --config: the other flags' defaults depend on it."""
+    for at, argument in enumerate(arguments):
+        if argument.startswith("--config="):
+            return argument.removeprefix("--config=")
+        if argument == "--config" and at + 1 < len(arguments):
+            return arguments[at + 1]
+    return ""
+
+
+def _read_yaml(file: str) -> dict[str, object]:
+    try:
+        values = yaml.safe_load(Location.of(file).read_text())
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"config={file}: cannot be read ({' '.join(str(error).split())})") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"config={file}: must hold fields, as `model: {{width: 64}}`")
+    return values
+
+
+def _first_line(box: str) -> str:
+    """Return what tyro's framed message says, on one line."""
+    rows = [row.strip("\u2502 ") for row in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()]
+    text: list[str] = []
+    for row in rows:
+        if text and row.startswith(("\u2500", "\u2570")):
+            break
+        if row and not row.startswith(("\u256d", "\u2500")):
+            text.append(row)
+    return re.sub(r"^Error parsing [\w.-]*: (?=\S+=)", "", " ".join(text))

@@ -1,0 +1,173 @@
+"""The programs that the training loop runs: which objective, from which weights, on which stream."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors.torch import load
+from torch import Tensor
+
+from smt_ray.config import RunConfig, TrainConfig
+from smt_ray.data.reader import Reader, Stream
+from smt_ray.data.shards import open_shards
+from smt_ray.data.storage import Location
+from smt_ray.data.windows import Windows
+from smt_ray.distributed.checkpoint import State
+from smt_ray.objectives.dmt import Dmt
+from smt_ray.objectives.objective import Objective
+from smt_ray.objectives.teacher import Teacher
+from smt_ray.objectives.transition import Transition
+
+
+def load_weights(artifact: Location, prefix: str = "") -> dict[str, Tensor]:
+    """Return an artifact's weights below a dotted `prefix`, the prefix taken off."""
+    weights = load((artifact / "model.safetensors").read_bytes())
+    return {
+        name.removeprefix(prefix): value
+        for name, value in weights.items()
+        if name.startswith(prefix)
+    }
+
+
+@dataclass(frozen=True)
+class TeacherProgram:
+    """Encoder, decoder and cell on token shards (Eq. 5)."""
+
+    config: RunConfig
+    tokens: Location
+    vocabulary: int
+    stage: str = "teacher"
+
+    @property
+    def train(self) -> TrainConfig:
+        """Optimisation of this stage."""
+        return self.config.teacher
+
+    def objective(self) -> Objective:
+        """Build a fresh teacher."""
+        torch.manual_seed(self.train.seed)
+        config = self.config
+        return Teacher(config.model, config.loss, self.vocabulary, self.train.seed)
+
+    def stream(self, rank: int, world: int, saved: list[State]) -> Stream:
+        """Read the training tokens."""
+        return self._reader("train", rank, world)
+
+    def validation(self, rank: int, world: int) -> Stream:
+        """Read the validation tokens."""
+        return self._reader("validation", rank, world)
+
+    def _reader(self, split: str, rank: int, world: int) -> Reader:
+        expected = {"sequence_length": self.config.data.sequence_length}
+        return _reader(self.tokens / split, "tokens", expected, self.train, rank, world)
+
+
+@dataclass(frozen=True)
+class TransitionProgram:
+    """The cell on label shards (Eq. 3)."""
+
+    config: RunConfig
+    labels: Location
+    label_fields: dict[str, Any]
+    teacher: Location
+    vocabulary: int
+    stage: str = "transition"
+
+    @property
+    def train(self) -> TrainConfig:
+        """Optimisation of this stage."""
+        return self.config.transition.train
+
+    def objective(self) -> Objective:
+        """Build the cell: the teacher's, or a fresh one."""
+        torch.manual_seed(self.train.seed)
+        objective = Transition(self.config.model, self.vocabulary)
+        if self.config.transition.warm_start:
+            objective.cell.load_state_dict(load_weights(self.teacher, "cell."))
+        return objective
+
+    def stream(self, rank: int, world: int, saved: list[State]) -> Stream:
+        """Read the training labels."""
+        return self._reader("train", rank, world)
+
+    def validation(self, rank: int, world: int) -> Stream:
+        """Read the validation labels."""
+        return self._reader("validation", rank, world)
+
+    def _reader(self, split: str, rank: int, world: int) -> Reader:
+        return _reader(self.labels / split, "labels", self.label_fields, self.train, rank, world)
+
+
+@dataclass(frozen=True)
+class DmtProgram:
+    """The RNN on its own memories against label shards (Eq. 6)."""
+
+    config: RunConfig
+    labels: Location
+    label_fields: dict[str, Any]
+    teacher: Location
+    transition: Location
+    vocabulary: int
+    stage: str = "dmt"
+
+    @property
+    def train(self) -> TrainConfig:
+        """Optimisation of this stage."""
+        return self.config.dmt.train
+
+    def objective(self) -> Objective:
+        """Build the RNN from the fitted cell and the teacher's decoder."""
+        objective = Dmt(self.config.model, self.config.dmt, self.vocabulary)
+        objective.rnn.cell.load_state_dict(load_weights(self.transition, "cell."))
+        readout = load_weights(self.teacher, "decoder.")
+        objective.rnn.readout.load_state_dict(readout)
+        objective.teacher_readout.load_state_dict(readout)
+        return objective
+
+    def stream(self, rank: int, world: int, saved: list[State]) -> Stream:
+        """Keep windows in flight over the training labels."""
+        dmt = self.config.dmt
+        return Windows(
+            self._reader("train", rank, world),
+            factor=dmt.windows,
+            visits=dmt.visits,
+            seed=self.train.seed,
+            saved=_share(saved, rank, world, dmt.windows),
+        )
+
+    def validation(self, rank: int, world: int) -> Stream:
+        """Read the validation labels."""
+        return self._reader("validation", rank, world)
+
+    def _reader(self, split: str, rank: int, world: int) -> Reader:
+        return _reader(self.labels / split, "labels", self.label_fields, self.train, rank, world)
+
+
+def _reader(
+    directory: Location, kind: Any, expected: dict[str, Any], train: TrainConfig, rank: int,
+    world: int,
+) -> Reader:
+    return Reader(
+        directory,
+        open_shards(directory, kind, **expected),
+        global_batch=train.global_batch,
+        lanes=train.lanes,
+        seed=train.seed,
+        rank=rank,
+        world=world,
+    )
+
+
+def _share(saved: list[State], rank: int, world: int, factor: int) -> State | None:
+    """Deal the windows saved by any number of ranks out to this one; the turns keep their rows."""
+    if not saved:
+        return None
+    turns = {
+        name: torch.cat([state[name].unflatten(0, (factor, -1)) for state in saved], dim=1)
+        for name in saved[0]
+        if name != "taken"
+    }
+    mine = {name: turn.chunk(world, dim=1)[rank].flatten(0, 1) for name, turn in turns.items()}
+    taken = torch.stack([state["taken"] for state in saved]).sum() / world
+    return {**mine, "taken": taken.ceil().long().view(1) if len(saved) != world
+            else saved[rank]["taken"]}

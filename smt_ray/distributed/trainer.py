@@ -1,0 +1,77 @@
+"""Ray Train around the loop: workers, failures, checkpoints kept, and the weights that come out."""
+
+import math
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import ray.train
+from ray.train.torch import TorchTrainer
+from safetensors.torch import save
+
+from smt_ray.config import RuntimeConfig
+from smt_ray.data.storage import Location
+from smt_ray.distributed.checkpoint import Checkpoint
+from smt_ray.distributed.loop import Assignment, Program, train_worker
+from smt_ray.distributed.metrics import read_metrics
+from smt_ray.distributed.monitor import Monitor
+from smt_ray.distributed.session import WORKER_ENVIRONMENT
+
+
+class Stopped(Exception):
+    """Training stopped at a checkpoint because it was asked to; the same command goes on."""
+
+
+def fit(program: Program, runtime: RuntimeConfig, output: Location) -> dict[str, float]:
+    """Train `program` to its last step, from the latest checkpoint in `output` if there is one.
+
+    Writes `model.safetensors` (the weights with the lowest validation loss), `metrics.jsonl` and
+    `tensorboard/` to `output`.
+
+    Returns:
+        Figures: steps, best step, validation losses, median tokens/s.
+
+    Raises:
+        Stopped: on SIGTERM, after a checkpoint.
+    """
+    with Monitor() as monitor:
+        trainer = TorchTrainer(
+            train_worker,
+            train_loop_config=Assignment(program, runtime, output, monitor.board),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=runtime.workers,
+                use_gpu=runtime.gpu,
+                resources_per_worker={"CPU": 1, "GPU": 1} if runtime.gpu else {"CPU": 1},
+            ),
+            run_config=ray.train.RunConfig(
+                name="train",
+                storage_path=output.path,
+                storage_filesystem=output.filesystem,
+                failure_config=ray.train.FailureConfig(max_failures=runtime.max_failures),
+                checkpoint_config=ray.train.CheckpointConfig(
+                    num_to_keep=1,
+                    checkpoint_score_attribute="validation/loss",
+                    checkpoint_score_order="min",
+                ),
+                worker_runtime_env={"env_vars": WORKER_ENVIRONMENT},
+            ),
+        )
+        result = trainer.fit()
+    if result.error:
+        raise result.error
+    saved = [(metrics["validation/loss"], metrics["step"], checkpoint)
+             for checkpoint, metrics in result.best_checkpoints]
+    if max(step for _, step, _ in saved) < program.train.steps:
+        raise Stopped(f"{program.stage} stopped at step {max(step for _, step, _ in saved)}")
+    loss, step, best = min(saved, key=lambda entry: entry[:2])
+    with TemporaryDirectory() as directory:
+        weights = Checkpoint(Path(best.to_directory(directory))).weights()
+        (output / "model.safetensors").write_bytes(save(weights))
+    rates = sorted(row["rate/tokens_per_s"] for row in read_metrics(output)
+                   if "rate/tokens_per_s" in row)
+    assert math.isfinite(loss)
+    return {
+        "steps": program.train.steps,
+        "best_step": step,
+        "validation_loss": loss,
+        "tokens_per_s": rates[len(rates) // 2],
+    }

@@ -1,0 +1,102 @@
+"""Named starting points of a run, from two CPU cores to a cluster."""
+
+from collections.abc import Callable
+
+from smt_ray.config import (
+    DataConfig,
+    DmtConfig,
+    LossConfig,
+    ModelConfig,
+    RunConfig,
+    RuntimeConfig,
+    TrainConfig,
+    TransitionConfig,
+)
+
+
+def tiny() -> RunConfig:
+    """Two CPU cores, a few minutes."""
+    return RunConfig(preset="tiny", name="tiny")
+
+
+def small() -> RunConfig:
+    """One GPU, about an hour."""
+    return RunConfig(
+        preset="small",
+        name="small",
+        data=DataConfig(sequence_length=256),
+        model=ModelConfig(
+            width=192, memory_tokens=8, heads=6, encoder_depth=6, decoder_depth=2, cell_depth=4
+        ),
+        loss=LossConfig(timesteps=8, horizon=32),
+        teacher=TrainConfig(
+            steps=20_000, global_batch=128, learning_rate=1e-3, schedule="cosine",
+            precision="bfloat16", validate_every=1000,
+        ),
+        transition=TransitionConfig(
+            train=TrainConfig(steps=2_000, global_batch=64, precision="bfloat16",
+                              schedule="cosine")
+        ),
+        dmt=DmtConfig(
+            train=TrainConfig(steps=4_000, global_batch=64, learning_rate=1e-4,
+                              schedule="cosine", precision="bfloat16")
+        ),
+        runtime=RuntimeConfig(workers=1, gpu=True, gang_ranks=1, micro_batch=64),
+    )
+
+
+def paper() -> RunConfig:
+    """The authors' settings (arXiv:2606.06479) with the causal encoder; one large GPU or more."""
+    return RunConfig(
+        preset="paper",
+        name="paper",
+        data=DataConfig(sequence_length=320),
+        model=ModelConfig(
+            width=256, memory_tokens=16, heads=8, encoder_depth=8, decoder_depth=4, cell_depth=8
+        ),
+        loss=LossConfig(timesteps=8, horizon=64),
+        teacher=TrainConfig(
+            steps=150_000, global_batch=128, precision="bfloat16", validate_every=2500
+        ),
+        transition=TransitionConfig(
+            train=TrainConfig(steps=5_000, global_batch=64, precision="bfloat16",
+                              schedule="cosine")
+        ),
+        dmt=DmtConfig(
+            train=TrainConfig(steps=18_000, global_batch=32, learning_rate=3e-5,
+                              schedule="cosine", precision="bfloat16")
+        ),
+        runtime=RuntimeConfig(workers=1, gpu=True, gang_ranks=1, micro_batch=32),
+    )
+
+
+def large() -> RunConfig:
+    """About a billion parameters, ZeRO-3 over 8 GPUs."""
+    base = paper()
+    train = TrainConfig(
+        steps=100_000, global_batch=512, learning_rate=2e-4, schedule="cosine",
+        precision="bfloat16", validate_every=2500,
+    )
+    return RunConfig(
+        preset="large",
+        name="large",
+        data=DataConfig(sequence_length=1024),
+        model=ModelConfig(
+            width=1536, memory_tokens=16, heads=12, encoder_depth=20, decoder_depth=6, cell_depth=8
+        ),
+        loss=base.loss,
+        teacher=train,
+        transition=base.transition,
+        dmt=base.dmt,
+        runtime=RuntimeConfig(
+            workers=8, gpu=True, zero_stage=3, micro_batch=2, gang_ranks=8, gang_batch=64
+        ),
+    )
+
+
+PRESETS: dict[str, Callable[[], RunConfig]] = {
+    "tiny": tiny,
+    "small": small,
+    "paper": paper,
+    "large": large,
+}

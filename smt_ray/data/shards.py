@@ -135,6 +135,8 @@ def open_shards(
         manifest: Manifest = place.read_json()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ValueError(f"{place}: no such file; run the stage that makes {kind}") from error
+    except ValueError as error:
+        raise ValueError(f"{place}: not JSON; make the {kind} anew") from error
     for name, value in {"kind": kind, **expected}.items():
         found = manifest.get(name)
         if found != value:

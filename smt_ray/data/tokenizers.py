@@ -89,6 +89,8 @@ class JsonTokenizer(Tokenizer):
             raise ValueError("not a Hugging Face tokenizers JSON (it has no `model`)")
         self.name = name
         self._backend = Backend.from_str(content)
+        self._backend.no_truncation()  # a document is never cut or filled up
+        self._backend.no_padding()
         names: dict[str, int] = self._backend.get_vocab(with_added_tokens=True)
         self.vocabulary = max(names.values(), default=-1) + 1
         if self.vocabulary < 2:

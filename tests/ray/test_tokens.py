@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from smt_ray.config import DataConfig, RunConfig
-from smt_ray.data import sources
+from smt_ray.data import pieces, sources
 from smt_ray.data.shards import open_shards
 from smt_ray.data.storage import Location
 from smt_ray.distributed.tokens import write_tokens
@@ -26,7 +26,7 @@ def test_two_runs_write_the_same_files(tmp_path, monkeypatch):
     for n in range(12):
         texts[n] = "".join(f"{n}: line {m}\n" for m in range(40 + n))
         (tmp_path / "texts" / f"{n}.txt").write_text(texts[n])
-    monkeypatch.setattr(sources, "UNIT_BYTES", 2000)
+    monkeypatch.setattr(pieces, "UNIT_BYTES", 2000)
     monkeypatch.chdir(tmp_path)
     config = RunConfig(
         data=DataConfig(source="texts/*.txt", sequence_length=16, validation_fraction=0.2)

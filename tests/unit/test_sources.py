@@ -14,7 +14,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from smt_ray.config import DataConfig
-from smt_ray.data import sources
+from smt_ray.data import pieces, sources
 from smt_ray.data.storage import Location
 from smt_ray.data.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer
 
@@ -59,6 +59,8 @@ def byte_level(tmp_path: Path) -> Path:
         show_progress=False,
     )
     backend.train_from_iterator(TEXTS, trainer)
+    backend.enable_truncation(5)  # to be ignored
+    backend.enable_padding(length=50)
     backend.save(str(tmp_path / "bpe.json"))
     return tmp_path / "bpe.json"
 
@@ -87,7 +89,7 @@ def test_text_without_lines_is_split_between_characters(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".parquet", ".npy"])
 def test_big_files_become_several_units_without_loss(tmp_path, suffix, monkeypatch):
-    monkeypatch.setattr(sources, "UNIT_BYTES", 200)
+    monkeypatch.setattr(pieces, "UNIT_BYTES", 200)
     path = write(tmp_path / f"all{suffix}", TEXTS)
     if suffix == ".npy":
         np.save(path, np.arange(1000, dtype=np.uint16) % 256)
@@ -212,7 +214,7 @@ ERRORS = {
     "bad.jsonl": "a line is not JSON",
     "square.npy": r"shape \(2, 3\), int64; it must be one axis of integers",
     "hf:set": "no text in data.text-field='text'; its columns: story",
-    "hf:nowhere/at-all": ".",
+    "hf:nowhere/at-all": "nowhere/at-all",
 }
 
 

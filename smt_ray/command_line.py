@@ -51,13 +51,13 @@ def parse_run(arguments: Sequence[str], description: str) -> Options:
     if file:
         base = base.update(_read_yaml(file))
     lines = [f"  {name}: {make.__doc__}" for name, make in PRESETS.items()]
-    text = f"{description}\n\nThe first argument may name a PRESET (default tiny):\n" + "\n".join(lines)
+    text = f"{description}\n\nThe first argument may name a PRESET (default tiny):\n" + "\n".join(
+        lines
+    )
     return parse(Options, arguments, text, default=Options(run=base, config=file))
 
 
-def parse(
-    kind: type[Flags], arguments: Sequence[str], description: str, default: Flags | None = None
-) -> Flags:
+def parse(kind: type[Flags], arguments: Sequence[str], description: str, default: Flags) -> Flags:
     """Parse flags into a dataclass; `--help` prints and exits.
 
     Raises:
@@ -112,7 +112,9 @@ def _read_yaml(file: str) -> dict[str, object]:
     try:
         values = yaml.safe_load(Location.of(file).read_text())
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"config={file}: cannot be read ({' '.join(str(error).split())})") from error
+        raise ValueError(
+            f"config={file}: cannot be read ({' '.join(str(error).split())})"
+        ) from error
     if not isinstance(values, dict):
         raise ValueError(f"config={file}: must hold fields, as `model: {{width: 64}}`")
     return values

@@ -1,8 +1,8 @@
 """Run configuration: frozen dataclasses, one per concern, inside one `RunConfig`.
 
-Every value is validated once, when its dataclass is built; an error names the field as it is typed on
-the command line, its value and the rule. Fields are *scientific* (they decide the result and enter an
-artifact's fingerprint) unless they stand in `RuntimeConfig` or are `name` and `storage`.
+Every value is validated once, when its dataclass is built; an error names the field as it is typed
+on the command line, its value and the rule. Fields are *scientific* (they decide the result and
+enter an artifact's fingerprint) unless they stand in `RuntimeConfig` or are `name` and `storage`.
 """
 
 import difflib
@@ -39,8 +39,8 @@ class DataConfig:
     """Where the tokens come from and how they are cut into sequences."""
 
     source: str = "stdlib"
-    """`stdlib` (the Python library's own source text), a path, glob or URI of .txt, .jsonl, .parquet or
-    .npy files, or `hf:NAME` (a Hugging Face data set, or a directory that holds one)."""
+    """`stdlib` (the Python library's own source text), a path, glob or URI of .txt, .jsonl,
+    .parquet or .npy files, or `hf:NAME` (a Hugging Face data set, or a directory that holds one)."""
     tokenizer: str = "bytes"
     """`bytes` (vocabulary 256) or the path of a Hugging Face `tokenizers` JSON file."""
     sequence_length: int = 128
@@ -48,7 +48,7 @@ class DataConfig:
     text_field: str = "text"
     """Column that holds the text in .jsonl, .parquet and `hf:` sources."""
     validation_fraction: float = 0.05
-    """Share of the documents held out; split by file or, inside one file, by document. In (0, 0.5]."""
+    """Share of the documents held out, by file or, inside one file, by document. In (0, 0.5]."""
     seed: int = 0
     """Seed of the split."""
 
@@ -114,7 +114,7 @@ class LossConfig:
     detach_dynamics: bool = False
     """Cut the gradient of Eq. 3 to the encoder."""
     timesteps: int = 4
-    """S: timesteps a sequence that are decoded over the whole horizon; the last is always one of them."""
+    """S: timesteps of a sequence decoded over the whole horizon; the last is always one of them."""
     horizon: int = 16
     """F: targets that each sampled memory must predict."""
 
@@ -168,7 +168,7 @@ class TrainConfig:
 
     @property
     def lanes(self) -> int:
-        """Streams of rows that make up a global batch: its largest divisor <= 64; workers divide it."""
+        """Streams that make up a global batch: its largest divisor <= 64; workers divide it."""
         return max(n for n in range(1, 65) if self.global_batch % n == 0)
 
 
@@ -179,7 +179,7 @@ class LabelConfig:
     dtype: Precision = "bfloat16"
     """Number format of stored memories."""
     fraction: float = 1.0
-    """Share of the token sequences that get labels, chosen by a hash of their identity. In (0, 1]."""
+    """Share of the token sequences that get labels, chosen by a hash of their ids. In (0, 1]."""
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -318,8 +318,12 @@ class RunConfig:
                 f"must divide {stage}.global-batch={train.global_batch} into equal streams "
                 f"(one of {[n for n in range(1, train.lanes + 1) if train.lanes % n == 0]})"
             )
-            _require(train.lanes % self.runtime.workers == 0, "runtime.workers",
-                     self.runtime.workers, rule)
+            _require(
+                train.lanes % self.runtime.workers == 0,
+                "runtime.workers",
+                self.runtime.workers,
+                rule,
+            )
 
     def stages(self) -> dict[str, TrainConfig]:
         """Return the trained stages by name, in order."""
@@ -367,15 +371,20 @@ def _merge(base: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in values.items():
         name = str(key).replace("-", "_")
         inner = merged.get(name)
-        both = isinstance(inner, dict) and isinstance(value, Mapping)
-        merged[name] = _merge(inner, value) if both else value
+        merged[name] = (
+            _merge(inner, value)
+            if isinstance(inner, dict) and isinstance(value, Mapping)
+            else value
+        )
     return merged
 
 
 def _build(cls: Any, values: Any, prefix: str) -> Any:
     """Build a dataclass from nested mappings, checking names and types."""
     if not isinstance(values, Mapping):
-        raise ValueError(f"{prefix.rstrip('.') or 'config'}={values!r}: must be a mapping of fields")
+        raise ValueError(
+            f"{prefix.rstrip('.') or 'config'}={values!r}: must be a mapping of fields"
+        )
     hints = typing.get_type_hints(cls)
     arguments: dict[str, Any] = {}
     for key, value in values.items():
@@ -401,7 +410,9 @@ def _coerce(kind: Any, value: Any, name: str) -> Any:
     if kind is float and type(value) is int:
         return float(value)
     if isinstance(value, Mapping):
-        raise ValueError(f"{name}: is a single value, it has no fields such as {next(iter(value))!r}")
+        raise ValueError(
+            f"{name}: is a single value, it has no fields such as {next(iter(value))!r}"
+        )
     _require(type(value) is kind, name, repr(value), f"must be of type {kind.__name__}")
     return value
 

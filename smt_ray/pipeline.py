@@ -1,4 +1,4 @@
-"""The stages in order: what is done already, what must be made, and the run directory at the end."""
+"""The stages in order: what is done, what must be made, and the run directory at the end."""
 
 import json
 import logging
@@ -96,12 +96,13 @@ def label_bytes(config: RunConfig, tokens: int) -> int:
 
 
 def plan(config: RunConfig) -> str:
-    """Describe what a run would take: parameters, label bytes, memory of a worker, CPUs and GPUs."""
+    """Describe what a run takes: parameters, label bytes, memory of a worker, CPUs, GPUs."""
     vocabulary = load_tokenizer(config.data.tokenizer).vocabulary
     counts, tokens = parameters(config, vocabulary), sources.size(config.data)
     runtime, gib = config.runtime, 2**30
     shared = runtime.workers if runtime.zero_stage == 3 else 1
     training = counts["teacher"] * 16 / shared
+    held = counts["encoder"] * 4 / runtime.gang_ranks
     lines = {
         "preset": config.preset,
         "source": f"{config.data.source} ({tokens:,} bytes)" if tokens else config.data.source,
@@ -109,7 +110,7 @@ def plan(config: RunConfig) -> str:
         "state of the RNN": f"{config.model.memory_tokens * config.model.width:,} numbers",
         "labels": f"{label_bytes(config, tokens) / gib:.2f} GiB" if tokens else "unknown size",
         "weights, gradients and moments": f"{training / gib:.2f} GiB a training worker",
-        "encoder weights": f"{counts['encoder'] * 4 / runtime.gang_ranks / gib:.2f} GiB a gang rank",
+        "encoder weights": f"{held / gib:.2f} GiB a gang rank",
         "CPUs": f"{cpus_needed(runtime)} logical ones",
         "GPUs": str(gpus_needed(runtime)),
     }
@@ -127,17 +128,30 @@ class Stages:
 
     def all(self) -> dict[str, Artifact]:
         """Make every stage in order."""
-        for stage in (self.tokens, self.teacher, self.labels, self.transition, self.dmt,
-                      self.export, self.evaluate):
+        for stage in (
+            self.tokens,
+            self.teacher,
+            self.labels,
+            self.transition,
+            self.dmt,
+            self.export,
+            self.evaluate,
+        ):
             stage()
         return self.made
 
-    def _make(self, stage: str, settings: dict[str, Any], upstream: tuple[str, ...],
-              build: Any) -> Artifact:
+    def _make(
+        self, stage: str, settings: dict[str, Any], upstream: tuple[str, ...], build: Any
+    ) -> Artifact:
         artifact = make(self.storage, stage, settings, [self.made[u] for u in upstream], build)
         state = "found" if artifact.reused else "resumed" if artifact.resumed else "made"
-        logger.info("%-10s %s %s (%.0f s)", stage, state, artifact.location.name,
-                    artifact.manifest["seconds"])
+        logger.info(
+            "%-10s %s %s (%.0f s)",
+            stage,
+            state,
+            artifact.location.name,
+            artifact.manifest["seconds"],
+        )
         self.made[stage] = artifact
         return artifact
 
@@ -164,16 +178,22 @@ class Stages:
         config = self.config
         settings = {name: asdict(getattr(config, name)) for name in ("model", "loss", "teacher")}
         program = TeacherProgram(config, self.made["tokens"].location, self.vocabulary)
-        self._make("teacher", settings, ("tokens",),
-                   lambda place, _: fit(program, config.runtime, place))
+        self._make(
+            "teacher", settings, ("tokens",), lambda place, _: fit(program, config.runtime, place)
+        )
 
     def labels(self) -> None:
         """Memory labels from the encoder gang."""
         config, teacher = self.config, self.made["teacher"]
         tokens = self.made["tokens"].location
-        self._make("labels", asdict(config.labels), ("tokens", "teacher"),
-                   lambda place, _: write_labels(config, tokens, teacher.location,
-                                                 teacher.fingerprint, self.vocabulary, place))
+        self._make(
+            "labels",
+            asdict(config.labels),
+            ("tokens", "teacher"),
+            lambda place, _: write_labels(
+                config, tokens, teacher.location, teacher.fingerprint, self.vocabulary, place
+            ),
+        )
 
     def _label_fields(self) -> dict[str, Any]:
         """What label shards must say of themselves to be this run's."""
@@ -188,22 +208,41 @@ class Stages:
     def transition(self) -> None:
         """The cell on the labels."""
         config, made = self.config, self.made
-        program = TransitionProgram(config, made["labels"].location, self._label_fields(),
-                                    made["teacher"].location, self.vocabulary)
-        self._make("transition", asdict(config.transition), ("labels", "teacher"),
-                   lambda place, _: fit(program, config.runtime, place))
+        program = TransitionProgram(
+            config,
+            made["labels"].location,
+            self._label_fields(),
+            made["teacher"].location,
+            self.vocabulary,
+        )
+        self._make(
+            "transition",
+            asdict(config.transition),
+            ("labels", "teacher"),
+            lambda place, _: fit(program, config.runtime, place),
+        )
 
     def dmt(self) -> None:
         """The RNN on its own memories."""
         config, made = self.config, self.made
-        program = DmtProgram(config, made["labels"].location, self._label_fields(),
-                             made["teacher"].location, made["transition"].location,
-                             self.vocabulary)
-        self._make("dmt", asdict(config.dmt), ("labels", "teacher", "transition"),
-                   lambda place, _: fit(program, config.runtime, place))
+        program = DmtProgram(
+            config,
+            made["labels"].location,
+            self._label_fields(),
+            made["teacher"].location,
+            made["transition"].location,
+            self.vocabulary,
+        )
+        self._make(
+            "dmt",
+            asdict(config.dmt),
+            ("labels", "teacher", "transition"),
+            lambda place, _: fit(program, config.runtime, place),
+        )
 
     def export(self) -> None:
         """The standalone RNN."""
+
         def build(place: Location, mark: str) -> dict[str, Any]:
             rnn = RNN(self.config.model, self.vocabulary)
             rnn.load_state_dict(load_weights(self.made["dmt"].location, "rnn."))
@@ -241,16 +280,27 @@ def _finish(
     (directory / "summary.json").write_json(summary)
     curves = {name: curve for name, curve in scores["curves"].items() if name in SERIES}
     stages = [
-        {"stage": stage, "artifact": artifact.location.name, "reused": artifact.reused,
-         "seconds": artifact.manifest["seconds"]}
+        {
+            "stage": stage,
+            "artifact": artifact.location.name,
+            "reused": artifact.reused,
+            "seconds": artifact.manifest["seconds"],
+        }
         | ({"steps": artifact.figures["steps"]} if stage in TRAINED else {})
         for stage, artifact in made.items()
     ]
     write_report(
         directory,
-        Report(summary=summary, stages=stages, curves=curves,
-               drift=scores["drift_curves"], metrics=metrics, sample=scores["sample"],
-               config=config.to_dict(), environment=_environment(config)),
+        Report(
+            summary=summary,
+            stages=stages,
+            curves=curves,
+            drift=scores["drift_curves"],
+            metrics=metrics,
+            sample=scores["sample"],
+            config=config.to_dict(),
+            environment=_environment(config),
+        ),
     )
     return summary
 
@@ -290,8 +340,11 @@ def _environment(config: RunConfig) -> dict[str, Any]:
     import deepspeed
     import ray
 
-    device = torch.cuda.get_device_name() if config.runtime.gpu and torch.cuda.is_available() else (
-        f"CPU, {config.runtime.threads} thread(s) a worker")
+    device = (
+        torch.cuda.get_device_name()
+        if config.runtime.gpu and torch.cuda.is_available()
+        else (f"CPU, {config.runtime.threads} thread(s) a worker")
+    )
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,

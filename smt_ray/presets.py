@@ -30,16 +30,24 @@ def small() -> RunConfig:
         ),
         loss=LossConfig(timesteps=8, horizon=32),
         teacher=TrainConfig(
-            steps=20_000, global_batch=128, learning_rate=1e-3, schedule="cosine",
-            precision="bfloat16", validate_every=1000,
+            steps=20_000,
+            global_batch=128,
+            learning_rate=1e-3,
+            schedule="cosine",
+            precision="bfloat16",
+            validate_every=1000,
         ),
         transition=TransitionConfig(
-            train=TrainConfig(steps=2_000, global_batch=64, precision="bfloat16",
-                              schedule="cosine")
+            train=TrainConfig(steps=2_000, global_batch=64, precision="bfloat16", schedule="cosine")
         ),
         dmt=DmtConfig(
-            train=TrainConfig(steps=4_000, global_batch=64, learning_rate=1e-4,
-                              schedule="cosine", precision="bfloat16")
+            train=TrainConfig(
+                steps=4_000,
+                global_batch=64,
+                learning_rate=1e-4,
+                schedule="cosine",
+                precision="bfloat16",
+            )
         ),
         runtime=RuntimeConfig(workers=1, gpu=True, gang_ranks=1, micro_batch=64),
     )
@@ -59,12 +67,16 @@ def paper() -> RunConfig:
             steps=150_000, global_batch=128, precision="bfloat16", validate_every=2500
         ),
         transition=TransitionConfig(
-            train=TrainConfig(steps=5_000, global_batch=64, precision="bfloat16",
-                              schedule="cosine")
+            train=TrainConfig(steps=5_000, global_batch=64, precision="bfloat16", schedule="cosine")
         ),
         dmt=DmtConfig(
-            train=TrainConfig(steps=18_000, global_batch=32, learning_rate=3e-5,
-                              schedule="cosine", precision="bfloat16")
+            train=TrainConfig(
+                steps=18_000,
+                global_batch=32,
+                learning_rate=3e-5,
+                schedule="cosine",
+                precision="bfloat16",
+            )
         ),
         runtime=RuntimeConfig(workers=1, gpu=True, gang_ranks=1, micro_batch=32),
     )
@@ -74,8 +86,12 @@ def large() -> RunConfig:
     """About a billion parameters, ZeRO-3 over 8 GPUs."""
     base = paper()
     train = TrainConfig(
-        steps=100_000, global_batch=512, learning_rate=2e-4, schedule="cosine",
-        precision="bfloat16", validate_every=2500,
+        steps=100_000,
+        global_batch=512,
+        learning_rate=2e-4,
+        schedule="cosine",
+        precision="bfloat16",
+        validate_every=2500,
     )
     return RunConfig(
         preset="large",

@@ -1,8 +1,8 @@
 """Content-addressed results of stages: made once, found again by any run with the same settings.
 
-`<storage>/artifacts/<stage>-<fingerprint>/` holds a stage's files; its `manifest.json` is written last,
-so a directory without one is unfinished. The fingerprint covers the scientific settings that the stage
-depends on and the fingerprints of what it was made from.
+`<storage>/artifacts/<stage>-<fingerprint>/` holds a stage's files; its `manifest.json` is written
+last, so a directory without one is unfinished. The fingerprint covers the scientific settings that
+the stage depends on and the fingerprints of what it was made from.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class Artifact:
-    """A finished result: its stage, fingerprint, place, figures, and whether it was found, not made."""
+    """A finished result, and whether it was found rather than made."""
 
     stage: str
     fingerprint: str
@@ -37,8 +37,12 @@ class Artifact:
 
 def fingerprint(stage: str, settings: dict[str, Any], upstream: Sequence[Artifact]) -> str:
     """Hash what decides a stage's result: its settings and its inputs."""
-    parts = {"format": FORMAT, "stage": stage, "settings": settings,
-             "upstream": [artifact.fingerprint for artifact in upstream]}
+    parts = {
+        "format": FORMAT,
+        "stage": stage,
+        "settings": settings,
+        "upstream": [artifact.fingerprint for artifact in upstream],
+    }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -93,7 +93,7 @@ def _find(config: DataConfig) -> list[str]:
         return [name for name in names if INSTALLED.isdisjoint(name.split("/"))]
     base, pattern = _base(config)
     if pattern:
-        from fsspec.implementations.arrow import ArrowFSWrapper  # type: ignore[import-untyped]
+        from fsspec.implementations.arrow import ArrowFSWrapper
 
         system = ArrowFSWrapper(base.filesystem)
         found = system.glob(f"{base.path.rstrip('/')}/{pattern}", detail=True)

@@ -1,10 +1,10 @@
 """Deterministic, resumable reading of token and label shards into training batches.
 
 The order of an epoch depends on the seed and on the rows' identities alone: not on how rows lie in
-files, nor on how many ranks read. Chunks of consecutive rows are shuffled, then the rows inside each
-chunk; the order is cut into `lanes` equal streams, and a global batch takes the same number of rows
-from every lane. Ranks share the lanes, so a rank reads few row groups, and batch n is the same rows at
-any world size. No row is dropped inside an epoch but the last partial global batch.
+files, nor on how many ranks read. Chunks of consecutive rows are shuffled, then the rows inside
+each chunk; the order is cut into `lanes` equal streams, and a global batch takes the same number of
+rows from every lane. Ranks share the lanes, so a rank reads few row groups, and batch n is the same
+rows at any world size. No row is dropped inside an epoch but the last partial global batch.
 """
 
 from collections import OrderedDict
@@ -65,7 +65,8 @@ class Reader(Stream):
         Raises:
             ValueError: if there are fewer rows than one global batch.
         """
-        assert global_batch % lanes == 0 and lanes % world == 0
+        assert global_batch % lanes == 0
+        assert lanes % world == 0
         self.directory, self.manifest = directory, manifest
         self.global_batch, self.lanes, self.seed = global_batch, lanes, seed
         self.rank, self.world = rank, world
@@ -131,7 +132,7 @@ class Reader(Stream):
         return self._rows
 
     def plan(self, step: int) -> np.ndarray:
-        """Return (shard, row group, row) of this rank's rows in global batch `step`, as (rows, 3)."""
+        """Return this rank's part of global batch `step` as rows of (shard, row group, row)."""
         epoch, step = divmod(step, self.steps_per_epoch)
         share = self.lanes // self.world
         mine = self._order(epoch)[self.rank * share : (self.rank + 1) * share, step]

@@ -1,7 +1,7 @@
 """Every path of the project: a directory or URI on any file system that pyarrow knows.
 
-A `Location` joins with `/` like a `pathlib.Path`, is picklable (so it travels to Ray workers), and is
-the only place that touches `pyarrow.fs`.
+A `Location` joins with `/` like a `pathlib.Path`, is picklable (so it travels to Ray workers), and
+is the only place that touches `pyarrow.fs`.
 """
 
 import json
@@ -131,8 +131,12 @@ class Location:
     def copy_to(self, target: "Location") -> None:
         """Copy this file or directory to `target`, over what is there."""
         if self.is_dir():
-            fs.copy_files(self.path, target.path, source_filesystem=self.filesystem,
-                          destination_filesystem=target.filesystem)
+            fs.copy_files(
+                self.path,
+                target.path,
+                source_filesystem=self.filesystem,
+                destination_filesystem=target.filesystem,
+            )
         else:
             target.write_bytes(self.read_bytes())
 

@@ -1,4 +1,4 @@
-"""The windows in flight of parallel DMT: label sequences with the states the RNN has reached in them.
+"""Parallel DMT's windows in flight: label sequences with the states the RNN reached in them.
 
 Shapes: P windows in flight, B windows in one visit, L timesteps, K memory tokens, D width.
 """
@@ -11,7 +11,7 @@ from smt_ray.objectives.objective import hashed, previous
 
 
 class Windows(Stream):
-    """P windows visited round robin, B at a time; a visited one retires by chance for a fresh one."""
+    """P windows visited round robin, B at a time; a visited one may retire for a fresh one."""
 
     def __init__(
         self, fresh: Stream, *, factor: int, visits: float, seed: int, saved: Batch | None = None

@@ -63,7 +63,7 @@ class Checkpoint:
         state = json.loads((directory / "state.json").read_text())
         self.step: int = state["step"]
         self._files = [safe_open(f, "pt") for f in sorted(directory.glob("weights-*.safetensors"))]
-        self._where = {key: file for file in self._files for key in file.keys()}
+        self._where = {key: file for file in self._files for key in [*file.keys()]}
 
     def weights(self) -> State:
         """Return all weights by parameter name."""
@@ -78,7 +78,7 @@ class Checkpoint:
         states = []
         for path in sorted(self.directory.glob("stream-*.safetensors")):
             with safe_open(path, "pt") as file:
-                states.append({key: file.get_tensor(key) for key in file.keys()})
+                states.append({key: file.get_tensor(key) for key in [*file.keys()]})
         return states
 
     def restore_optimizer(self, engine: Any) -> None:

@@ -1,4 +1,4 @@
-"""The stage `evaluate`: scores, curves, drift and a sample, in a Ray task with the trainer's resources."""
+"""The stage `evaluate`: a Ray task with the trainer's resources, never work of the driver."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,14 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from smt_ray.config import RunConfig
-from smt_ray.data.export import load_rnn
+from smt_ray.data.export import ExportedRNN, load_rnn
 from smt_ray.data.reader import Reader
 from smt_ray.data.shards import open_shards
 from smt_ray.data.storage import Location
+from smt_ray.distributed.programs import load_weights
 from smt_ray.evaluation.ngrams import NgramModel
 from smt_ray.evaluation.scores import compare
-from smt_ray.distributed.programs import load_weights
-from smt_ray.model.cells import build_cell
 from smt_ray.model.decoder import Decoder
 from smt_ray.model.encoder import Encoder
 from smt_ray.model.rnn import RNN
@@ -107,13 +106,12 @@ def _windows(directory: Location, manifest: dict[str, Any]) -> Iterator[Any]:
                 yield flat.reshape(len(batch), -1)
 
 
-def _sample(config: RunConfig, rnn: RNN, sequence: Tensor) -> dict[str, str]:
+def _sample(config: RunConfig, rnn: ExportedRNN, sequence: Tensor) -> dict[str, str]:
     """Let the RNN write on after the beginning of a validation sequence."""
-    settings, tokenizer = config.evaluation, rnn.tokenizer
-    prompt = sequence[: settings.prompt_length]
-    device = next(rnn.parameters()).device
-    random = torch.Generator(device).manual_seed(config.data.seed)
-    written = rnn.generate(
+    settings = config.evaluation
+    prompt = rnn.tokenizer.decode(sequence[: settings.prompt_length].numpy())
+    random = torch.Generator(next(rnn.parameters()).device).manual_seed(config.data.seed)
+    pieces = rnn.write(
         prompt, settings.sample_length, temperature=settings.temperature, generator=random
     )
-    return {"prompt": tokenizer.decode(prompt.numpy()), "text": tokenizer.decode(list(written))}
+    return {"prompt": prompt, "text": "".join(pieces)}

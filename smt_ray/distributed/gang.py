@@ -6,9 +6,9 @@ Legend: N rows, L sequence, K memory tokens, D width.
 import logging
 import os
 import socket
-import tempfile
+import uuid
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,48 +17,36 @@ import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 from ray.exceptions import RayError
-from ray.util import placement_group, remove_placement_group
+from ray.util import get_placement_group, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-from safetensors import safe_open
 from torch import Tensor
 
 from smt_ray.config import ModelConfig, Precision, RuntimeConfig
 from smt_ray.data.shards import DTYPES
 from smt_ray.data.storage import Location
 from smt_ray.distributed.engine import encoding_engine, prepare_process
+from smt_ray.distributed.programs import load_weights
 from smt_ray.model.encoder import Encoder
 
 logger = logging.getLogger(__name__)
 CALL_TIMEOUT_S = 1800.0
 """Longest wait for one batch: a rank that hangs in a collective never answers."""
-PREFIX = "encoder."
-"""What the encoder's weights are named after in a teacher's file."""
 
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """Everything a rank needs to build the encoder; `weights` is a safetensors file."""
+    """Everything a rank needs to build the encoder of a `teacher` artifact and store its memories."""
 
     model: ModelConfig
     vocabulary: int
-    weights: Location
+    teacher: Location
     precision: Precision
     dtype: Precision
 
     def build(self) -> Encoder:
-        """Return the encoder with its weights, on the CPU.
-
-        Raises:
-            RuntimeError: if the file's weights are not those of this encoder.
-        """
+        """Return the encoder with the teacher's weights, on the CPU."""
         encoder = Encoder(self.model, self.vocabulary)
-        with tempfile.TemporaryDirectory() as directory:
-            local = Location.of(Path(directory) / self.weights.name)
-            self.weights.copy_to(local)
-            with safe_open(local.path, "pt") as file:
-                names = filter(lambda name: name.startswith(PREFIX), file.keys())
-                weights = {name.removeprefix(PREFIX): file.get_tensor(name) for name in names}
-        encoder.load_state_dict(weights)
+        encoder.load_state_dict(load_weights(self.teacher, "encoder."))
         return encoder
 
 
@@ -95,13 +83,17 @@ class Rank:
         memory = self.engine(inputs).to(self.dtype).cpu()
         return memory.view(torch.uint8).numpy()
 
+    def pid(self) -> int:
+        """Return this process's id."""
+        return os.getpid()
+
     def held_parameters(self) -> int:
         """Return how many of the encoder's numbers this rank holds between forwards."""
         return sum(p.ds_tensor.numel() + p.numel() for p in self.engine.module.parameters())
 
 
 class Gang:
-    """N ranks in one placement group; a dead or hung one costs a rebuild and the batch is retried."""
+    """N ranks in one placement group; a dead or hung one costs a rebuild and a retry of the batch."""
 
     def __init__(
         self, spec: EncoderSpec, runtime: RuntimeConfig, timeout_s: float = CALL_TIMEOUT_S
@@ -114,6 +106,7 @@ class Gang:
             timeout_s: longest wait for one batch.
         """
         self.spec, self.runtime, self.timeout_s = spec, runtime, timeout_s
+        self.name = ray.get_runtime_context().get_actor_id() or uuid.uuid4().hex
         self.ranks: list[Any] = []
         self.encode(np.zeros((runtime.gang_ranks, 2), np.int64))
 
@@ -142,18 +135,20 @@ class Gang:
         """Kill all ranks and free their resources."""
         for rank in self.ranks:
             ray.kill(rank)
-        if self.ranks:
-            remove_placement_group(self.group)
         self.ranks = []
+        with suppress(ValueError):  # there is none of this name
+            remove_placement_group(get_placement_group(self.name))
 
     def _start(self) -> None:
+        # An actor that Ray has restarted still has the group of its former gang.
+        self.close()
         count = self.runtime.gang_ranks
         resources = {"CPU": 1, "GPU": 1} if self.runtime.gpu else {"CPU": 1}
-        self.group = placement_group([resources] * count)
+        group = placement_group([resources] * count, name=self.name)
         actor = ray.remote(Rank).options(
             num_cpus=1,
             num_gpus=resources.get("GPU", 0),
-            scheduling_strategy=PlacementGroupSchedulingStrategy(self.group),
+            scheduling_strategy=PlacementGroupSchedulingStrategy(group),
         )
         self.ranks = [actor.remote() for _ in range(count)]
         address = ray.get(self.ranks[0].address.remote())

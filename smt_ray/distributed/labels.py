@@ -70,7 +70,7 @@ def write_labels(
     spec = EncoderSpec(
         config.model,
         vocabulary,
-        teacher / "model.safetensors",
+        teacher,
         config.teacher.precision,
         config.labels.dtype,
     )

@@ -32,8 +32,13 @@ logger = logging.getLogger(__name__)
 class Program(Protocol):
     """What one stage trains; it travels to the workers, so it holds places and settings only."""
 
-    stage: str
-    train: TrainConfig
+    @property
+    def stage(self) -> str:
+        """Name of the stage."""
+
+    @property
+    def train(self) -> TrainConfig:
+        """Optimisation of the stage."""
 
     def objective(self) -> Objective:
         """Build the objective with its initial weights."""
@@ -47,7 +52,7 @@ class Program(Protocol):
 
 @dataclass(frozen=True)
 class Assignment:
-    """Everything a worker needs: the program, the settings, where metrics go, the driver's board."""
+    """Everything a worker needs: what to train, how, where metrics go, the driver's board."""
 
     program: Program
     runtime: RuntimeConfig
@@ -56,7 +61,7 @@ class Assignment:
 
 
 def learning_rate(train: TrainConfig, step: int) -> float:
-    """Return the rate of optimizer step `step` (from 0): linear warm-up, then constant or cosine."""
+    """Return the rate of optimizer step `step`, from 0: linear warm-up, then the schedule."""
     warmup = max(1, round(train.warmup_fraction * train.steps))
     rate = train.learning_rate * min(1.0, (step + 1) / warmup)
     if train.schedule == "cosine" and step >= warmup:
@@ -65,13 +70,13 @@ def learning_rate(train: TrainConfig, step: int) -> float:
     return rate
 
 
-def train_worker(assignment: Assignment) -> None:
+def train_worker(settings: dict[str, Assignment]) -> None:
     """Train on one Ray Train worker until the last step or a request to stop.
 
     Raises:
         FloatingPointError: if the loss is not finite; it names the step.
     """
-    Training(assignment).run()
+    Training(settings["assignment"]).run()
 
 
 class Training:
@@ -111,7 +116,8 @@ class Training:
 
     def run(self) -> None:
         """Step, log, validate and save until done."""
-        first, sums, since = self.step, {}, time.monotonic()
+        first, since = self.step, time.monotonic()
+        sums: dict[str, Tensor] = {}
         if first == 0:
             self._save(self._validate())
         while self.step < self.train.steps:
@@ -134,9 +140,7 @@ class Training:
             if stopping:
                 return
 
-    def _optimize(
-        self, batch: Batch, rate: float
-    ) -> tuple[dict[str, Tensor], Tensor | None, bool]:
+    def _optimize(self, batch: Batch, rate: float) -> tuple[dict[str, Tensor], Tensor | None, bool]:
         """Take one optimizer step on this rank's share of a global batch.
 
         Returns:
@@ -164,8 +168,9 @@ class Training:
         """Cut a rank's batch into micro-batches on the device; scalars go to each."""
         pieces = self.engine.gradient_accumulation_steps()
         split = {
-            name: value.to(self.device, non_blocking=True).chunk(pieces) if value.dim() else
-            [value] * pieces
+            name: value.to(self.device, non_blocking=True).chunk(pieces)
+            if value.dim()
+            else [value] * pieces
             for name, value in batch.items()
         }
         return [{name: value[n] for name, value in split.items()} for n in range(pieces)]

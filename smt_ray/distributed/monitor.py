@@ -73,7 +73,7 @@ class Monitor:
 
     def __enter__(self) -> "Monitor":
         """Begin to show and to listen."""
-        self.board = Board.remote()
+        self.board: Any = Board.remote()  # type: ignore[attr-defined]
         self.stopped = False
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._show, daemon=True)

@@ -1,4 +1,4 @@
-"""The programs that the training loop runs: which objective, from which weights, on which stream."""
+"""What the training loop runs: which objective, from which weights, on which stream."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -144,7 +144,11 @@ class DmtProgram:
 
 
 def _reader(
-    directory: Location, kind: Any, expected: dict[str, Any], train: TrainConfig, rank: int,
+    directory: Location,
+    kind: Any,
+    expected: dict[str, Any],
+    train: TrainConfig,
+    rank: int,
     world: int,
 ) -> Reader:
     return Reader(
@@ -169,5 +173,7 @@ def _share(saved: list[State], rank: int, world: int, factor: int) -> State | No
     }
     mine = {name: turn.chunk(world, dim=1)[rank].flatten(0, 1) for name, turn in turns.items()}
     taken = torch.stack([state["taken"] for state in saved]).sum() / world
-    return {**mine, "taken": taken.ceil().long().view(1) if len(saved) != world
-            else saved[rank]["taken"]}
+    return {
+        **mine,
+        "taken": taken.ceil().long().view(1) if len(saved) != world else saved[rank]["taken"],
+    }

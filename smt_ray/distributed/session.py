@@ -30,7 +30,7 @@ def configure_logging() -> None:
 
 
 def cpus_needed(runtime: RuntimeConfig) -> int:
-    """Return the CPUs of the hungriest stage: the trainer, or the gangs with Ray Data beside them."""
+    """Return the CPUs of the hungriest stage: the trainer's or the gangs', and Ray Data's."""
     return max(runtime.workers, runtime.gangs * runtime.gang_ranks) + DATA_CPUS
 
 

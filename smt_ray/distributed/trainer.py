@@ -36,13 +36,13 @@ def fit(program: Program, runtime: RuntimeConfig, output: Location) -> dict[str,
     with Monitor() as monitor:
         trainer = TorchTrainer(
             train_worker,
-            train_loop_config=Assignment(program, runtime, output, monitor.board),
+            train_loop_config={"assignment": Assignment(program, runtime, output, monitor.board)},
             scaling_config=ray.train.ScalingConfig(
                 num_workers=runtime.workers,
                 use_gpu=runtime.gpu,
                 resources_per_worker={"CPU": 1, "GPU": 1} if runtime.gpu else {"CPU": 1},
             ),
-            run_config=ray.train.RunConfig(
+            run_config=ray.train.RunConfig(  # type: ignore[call-arg]
                 name="train",
                 storage_path=output.path,
                 storage_filesystem=output.filesystem,
@@ -58,16 +58,19 @@ def fit(program: Program, runtime: RuntimeConfig, output: Location) -> dict[str,
         result = trainer.fit()
     if result.error:
         raise result.error
-    saved = [(metrics["validation/loss"], metrics["step"], checkpoint)
-             for checkpoint, metrics in result.best_checkpoints]
+    saved = [
+        (metrics["validation/loss"], metrics["step"], checkpoint)
+        for checkpoint, metrics in result.best_checkpoints or []
+    ]
     if max(step for _, step, _ in saved) < program.train.steps:
         raise Stopped(f"{program.stage} stopped at step {max(step for _, step, _ in saved)}")
     loss, step, best = min(saved, key=lambda entry: entry[:2])
     with TemporaryDirectory() as directory:
         weights = Checkpoint(Path(best.to_directory(directory))).weights()
         (output / "model.safetensors").write_bytes(save(weights))
-    rates = sorted(row["rate/tokens_per_s"] for row in read_metrics(output)
-                   if "rate/tokens_per_s" in row)
+    rates = sorted(
+        row["rate/tokens_per_s"] for row in read_metrics(output) if "rate/tokens_per_s" in row
+    )
     assert math.isfinite(loss)
     return {
         "steps": program.train.steps,

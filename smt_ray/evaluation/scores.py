@@ -24,7 +24,9 @@ class Score:
     nats: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
     count: int = 0
 
-    def add(self, memory: Float[Tensor, "B L K D"], readout: Decoder, targets: Int[Tensor, "B L"]) -> None:
+    def add(
+        self, memory: Float[Tensor, "B L K D"], readout: Decoder, targets: Int[Tensor, "B L"]
+    ) -> None:
         """Add a batch whose targets `readout` predicts from `memory`."""
         logits = readout(memory.flatten(0, 1))[:, 0].float()
         nats = F.cross_entropy(logits, targets.flatten(), reduction="none").view(targets.shape)
@@ -44,7 +46,7 @@ class Score:
 
 
 class Drift:
-    """NMSE by position: squared error of a rollout over the variance of the labels over sequences."""
+    """NMSE by position: squared error of a rollout over the labels' variance over sequences."""
 
     def __init__(self) -> None:
         """Begin with no sequence."""
@@ -85,10 +87,10 @@ def compare(
     batches: Iterable[dict[str, Tensor]],
     device: torch.device,
 ) -> tuple[dict[str, Score], dict[str, Drift]]:
-    """Score readouts on the encoder's memories, and RNNs on their own rollouts from the empty memory.
+    """Score readouts on the encoder's memories, and RNNs on rollouts from the empty memory.
 
     Returns:
-        Scores by the names of `readouts` and `rnns`, and drifts from the encoder by those of `rnns`.
+        Scores by the names of `readouts` and `rnns`, and drifts by those of `rnns`.
     """
     scores = {name: Score() for name in (*readouts, *rnns)}
     drifts = {name: Drift() for name in rnns}

@@ -34,7 +34,7 @@ def rotate(x: Float[Tensor, "N H T d"], by: Rotation) -> Float[Tensor, "N H T d"
 
 
 class Linear(nn.Linear):
-    """Linear map without bias; weights are N(0, 1 / fan-in), or zero where it ends a residual branch."""
+    """Linear map without bias; weights are N(0, 1 / fan-in), or zero at a branch's end."""
 
     def __init__(self, inputs: int, outputs: int, *, zero: bool = False) -> None:
         """Create the map; `zero` makes the branch that it ends begin as the identity."""
@@ -128,7 +128,7 @@ class Block(nn.Module):
 
 
 class Embedding(nn.Embedding):
-    """Token embedding with unit variance, so that it weighs as much as a normalised memory token."""
+    """Token embedding with unit variance: it weighs as much as a normalised memory token."""
 
     def forward(self, tokens: Int[Tensor, "*rows"]) -> Float[Tensor, "*rows D"]:
         """Look the tokens up."""

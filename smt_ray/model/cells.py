@@ -1,7 +1,7 @@
 """RNN cells f: m_{t+1} = f(m_t, x_{t+1}), the output normalised over D.
 
-A cell is an `nn.Module` built from (`ModelConfig`, vocabulary); a new kind is one class here and one
-line in `CELLS`. Shapes: N memories, K memory tokens, D width, V vocabulary.
+A cell is an `nn.Module` built from (`ModelConfig`, vocabulary); a new kind is one class here and
+one line in `CELLS`. Shapes: N memories, K memory tokens, D width, V vocabulary.
 """
 
 import torch

@@ -12,7 +12,7 @@ from smt_ray.model.blocks import Block, Embedding, Linear, rms_norm, rotation
 
 
 class Decoder(nn.Module):
-    """Causal Transformer over [m_t; x_{t+1}..x_{t+F-1}]; with no inputs (F = 1) it is the readout g."""
+    """Causal Transformer over [m_t; x_{t+1}..x_{t+F-1}]; without inputs it is the readout g."""
 
     def __init__(self, config: ModelConfig, vocabulary: int) -> None:
         """Create the blocks and the output map."""

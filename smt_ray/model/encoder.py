@@ -10,7 +10,16 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from smt_ray.config import ModelConfig
-from smt_ray.model.blocks import MLP, Attention, Block, Embedding, Linear, rms_norm, rotate, rotation
+from smt_ray.model.blocks import (
+    MLP,
+    Attention,
+    Block,
+    Embedding,
+    Linear,
+    rms_norm,
+    rotate,
+    rotation,
+)
 
 
 class Registers(nn.Module):
@@ -39,7 +48,9 @@ class Registers(nn.Module):
         """
         slots, heads = registers.shape[2], self.heads
         query = rearrange(self.query(registers), "b s k (h d) -> b (h k) s d", h=heads)
-        key, value = rearrange(self.key_value(trunk), "b l (two h d) -> two b h l d", two=2, h=heads)
+        key, value = rearrange(
+            self.key_value(trunk), "b l (two h d) -> two b h l d", two=2, h=heads
+        )
         query, key = rms_norm(query), rms_norm(key)
         cosine, sine = rotation(trunk.shape[1], key.shape[-1], key.device)
         key = rotate(key, (cosine, sine))

@@ -13,6 +13,7 @@ from smt_ray.config import ModelConfig
 from smt_ray.model.cells import build_cell
 from smt_ray.model.decoder import Decoder
 
+
 class RNN(nn.Module):
     """A nonlinear RNN over memories of K tokens of width D, from the empty memory m_{-1} = 0."""
 

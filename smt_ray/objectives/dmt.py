@@ -1,9 +1,9 @@
 """Dagger memory training: the RNN learns on its own memories, against the stored labels (Eq. 6).
 
-In mode `parallel` each window of L timesteps carries input states s_t (s_0 = 0, s_t = m_{t-1} when it
-is admitted). One visit advances all of them at once, p_t = f(s_t, x_t), and s_{t+1} becomes p_t without
-its gradient: depth 1 instead of L, and a state of age a is an a-step rollout from a label (Data as
-Demonstrator; Jacobi iteration). Shapes: B windows, L timesteps, K memory tokens, D width.
+In mode `parallel` each window of L timesteps carries input states s_t (s_0 = 0, s_t = m_{t-1} when
+it is admitted). One visit advances all of them at once, p_t = f(s_t, x_t), and s_{t+1} becomes p_t
+without its gradient: depth 1 instead of L, and a state of age a is an a-step rollout from a label
+(Data as Demonstrator; Jacobi iteration). Shapes: B windows, L timesteps, K memory tokens, D width.
 """
 
 import torch
@@ -28,8 +28,8 @@ from smt_ray.objectives.objective import (
 class Dmt(Objective):
     """`dynamics * MSE(p_t, m_t) + readout * CE(g(p_t), y_t)`, the readout's gradient cut at p_t.
 
-    `teacher_readout` gets the same training on the labels, so that the teacher is scored by a decoder
-    that has seen as much; its loss reaches no other weight.
+    `teacher_readout` gets the same training on the labels, so that the teacher is scored by a
+    decoder that has seen as much; its loss reaches no other weight.
     """
 
     def __init__(self, model: ModelConfig, dmt: DmtConfig, vocabulary: int) -> None:

@@ -13,7 +13,8 @@ PAIRS = 512
 
 
 def squared_error(
-    predicted: Float[Tensor, "*rows K D"], label: Float[Tensor, "*rows K D"],
+    predicted: Float[Tensor, "*rows K D"],
+    label: Float[Tensor, "*rows K D"],
     count: Float[Tensor, ""],
 ) -> Float[Tensor, ""]:
     """Sum the squared error over memories, divided by `count` numbers (Eq. 3)."""

@@ -1,0 +1,65 @@
+"""The encoder gang against the encoder in one process, and against a rank that hangs."""
+
+import os
+import signal
+
+import numpy as np
+import psutil
+import pytest
+import ray
+import torch
+from safetensors.torch import save_file
+
+from smt_ray.config import ModelConfig, RuntimeConfig
+from smt_ray.data.storage import Location
+from smt_ray.distributed.gang import EncoderSpec, Gang
+
+pytestmark = pytest.mark.ray
+
+MODEL = ModelConfig(width=16, memory_tokens=3, heads=2, encoder_depth=2, register_depth=1)
+VOCABULARY, LENGTH = 32, 12
+
+
+@pytest.fixture
+def spec(tmp_path):
+    spec = EncoderSpec(MODEL, VOCABULARY, Location.of(tmp_path), "float32", "float32")
+    encoder = random_encoder()
+    save_file(
+        {f"encoder.{name}": value for name, value in encoder.state_dict().items()},
+        tmp_path / "model.safetensors",
+    )
+    return spec
+
+
+def random_encoder():
+    from smt_ray.model.encoder import Encoder
+
+    encoder = Encoder(MODEL, VOCABULARY)
+    for parameter in encoder.parameters():  # residual branches start at zero
+        torch.nn.init.normal_(parameter, std=0.3)
+    return encoder
+
+
+def test_a_gang_is_one_sharded_encoder_and_survives_a_hung_rank(ray_session, spec):
+    gang = Gang(spec, RuntimeConfig(gang_ranks=2))
+    encoder = spec.build()
+    tokens = np.random.default_rng(0).integers(0, VOCABULARY, (5, LENGTH))
+    with torch.no_grad():
+        alone = encoder(torch.from_numpy(tokens))
+
+    memory = gang.encode(tokens)
+    assert memory.shape == (5, LENGTH, MODEL.memory_tokens, MODEL.width)
+    torch.testing.assert_close(memory, alone, atol=1e-5, rtol=0)
+
+    total = sum(parameter.numel() for parameter in encoder.parameters())
+    for held in ray.get([rank.held_parameters.remote() for rank in gang.ranks]):
+        assert 0.5 * total <= held < 0.52 * total
+
+    before = gang.ranks
+    gang.timeout_s = 2
+    (pid, _) = ray.get([rank.pid.remote() for rank in before])
+    os.kill(pid, signal.SIGSTOP)
+    torch.testing.assert_close(gang.encode(tokens), alone, atol=1e-5, rtol=0)
+    assert set(gang.ranks).isdisjoint(before)
+    gang.close()
+    print(psutil.pid_exists(pid))

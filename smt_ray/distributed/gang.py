@@ -35,7 +35,7 @@ CALL_TIMEOUT_S = 1800.0
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """Everything a rank needs to build the encoder of a `teacher` artifact and store its memories."""
+    """Everything a rank needs to build a `teacher` artifact's encoder and store its memories."""
 
     model: ModelConfig
     vocabulary: int
@@ -83,17 +83,9 @@ class Rank:
         memory = self.engine(inputs).to(self.dtype).cpu()
         return memory.view(torch.uint8).numpy()
 
-    def pid(self) -> int:
-        """Return this process's id."""
-        return os.getpid()
-
-    def held_parameters(self) -> int:
-        """Return how many of the encoder's numbers this rank holds between forwards."""
-        return sum(p.ds_tensor.numel() + p.numel() for p in self.engine.module.parameters())
-
 
 class Gang:
-    """N ranks in one placement group; a dead or hung one costs a rebuild and a retry of the batch."""
+    """N ranks in one placement group; a dead or hung one costs a rebuild and the batch a retry."""
 
     def __init__(
         self, spec: EncoderSpec, runtime: RuntimeConfig, timeout_s: float = CALL_TIMEOUT_S
@@ -116,20 +108,21 @@ class Gang:
         Raises:
             RuntimeError: if the gang fails more than `runtime.max_failures` times on this batch.
         """
-        for failure in range(self.runtime.max_failures + 1):
+        failures = 0
+        while True:
             try:
                 if not self.ranks:
                     self._start()
                 return self._encode(tokens)
             except RayError as error:
                 self.close()
-                if failure == self.runtime.max_failures:
+                failures += 1
+                if failures > self.runtime.max_failures:
                     raise RuntimeError(
-                        f"encoder gang of {self.runtime.gang_ranks} ranks: batch of {len(tokens)} "
-                        f"sequences failed {failure + 1} times"
+                        f"encoder gang of {self.runtime.gang_ranks} ranks: a batch of "
+                        f"{len(tokens)} sequences failed {failures} times"
                     ) from error
                 logger.warning("encoder gang: rebuilding after %s", type(error).__name__)
-        raise AssertionError
 
     def close(self) -> None:
         """Kill all ranks and free their resources."""
@@ -152,11 +145,12 @@ class Gang:
         )
         self.ranks = [actor.remote() for _ in range(count)]
         address = ray.get(self.ranks[0].address.remote())
-        starts = [
-            rank.start.remote(self.spec, self.runtime, number, address)
-            for number, rank in enumerate(self.ranks)
-        ]
-        ray.get(starts, timeout=self.timeout_s)
+        ray.get(
+            [
+                rank.start.remote(self.spec, self.runtime, number, address)
+                for number, rank in enumerate(self.ranks)
+            ]
+        )
 
     def _encode(self, tokens: NDArray[np.integer[Any]]) -> Float[Tensor, "N L K D"]:
         """Scatter equal slices, since every rank must take part in every forward, and gather."""

@@ -7,6 +7,7 @@ run that goes on skips them. Legend: N rows, L sequence, K memory tokens, D widt
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -157,17 +158,14 @@ def _write_split(
     schema = label_schema(*shape)
     row_bytes = 4 * (shape[0] + 1) + shape[0] * shape[1] * shape[2] * DTYPES[spec.dtype].itemsize
     batches = max(1, SHARD_BYTES // (row_bytes * runtime.gang_batch))
-    meter = Meter.remote()
+    meter: Any = Meter.remote()  # type: ignore[attr-defined]
     with DataContext.current(_context(config, target / "progress" / split)):
-        rows = ray.data.read_parquet(
-            [shard.path for shard in tokens],
-            filesystem=tokens[0].filesystem,
-            columns=["sequence_id", "tokens"],
-        )
+        paths = [shard.path for shard in tokens]
+        rows = ray.data.read_parquet(paths, filesystem=tokens[0].filesystem)
+        rows = rows.select_columns(["sequence_id", "tokens"])
         if config.labels.fraction < 1:
-            rows = rows.map_batches(
-                _keep, fn_args=(config.labels.fraction,), batch_format="pyarrow", batch_size=None
-            )
+            some = partial(_keep, fraction=config.labels.fraction)
+            rows = rows.map_batches(some, batch_format="pyarrow", batch_size=None)
         rows.repartition(target_num_rows_per_block=batches * runtime.gang_batch).map_batches(
             Labeller,
             fn_constructor_args=(config, spec, meter),

@@ -4,7 +4,6 @@ import os
 import signal
 
 import numpy as np
-import psutil
 import pytest
 import ray
 import torch
@@ -13,6 +12,7 @@ from safetensors.torch import save_file
 from smt_ray.config import ModelConfig, RuntimeConfig
 from smt_ray.data.storage import Location
 from smt_ray.distributed.gang import EncoderSpec, Gang
+from smt_ray.model.encoder import Encoder
 
 pytestmark = pytest.mark.ray
 
@@ -32,8 +32,6 @@ def spec(tmp_path):
 
 
 def random_encoder():
-    from smt_ray.model.encoder import Encoder
-
     encoder = Encoder(MODEL, VOCABULARY)
     for parameter in encoder.parameters():  # residual branches start at zero
         torch.nn.init.normal_(parameter, std=0.3)
@@ -52,14 +50,17 @@ def test_a_gang_is_one_sharded_encoder_and_survives_a_hung_rank(ray_session, spe
     torch.testing.assert_close(memory, alone, atol=1e-5, rtol=0)
 
     total = sum(parameter.numel() for parameter in encoder.parameters())
-    for held in ray.get([rank.held_parameters.remote() for rank in gang.ranks]):
-        assert 0.5 * total <= held < 0.52 * total
+    held = on_ranks(gang, lambda rank: [p.ds_tensor.numel() for p in rank.engine.parameters()])
+    assert all(0.5 * total <= sum(shares) < 0.52 * total for shares in held)
+    whole = on_ranks(gang, lambda rank: [p.numel() for p in rank.engine.parameters()])
+    assert not np.any(whole)
 
-    before = gang.ranks
-    gang.timeout_s = 2
-    (pid, _) = ray.get([rank.pid.remote() for rank in before])
-    os.kill(pid, signal.SIGSTOP)
+    before, gang.timeout_s = gang.ranks, 2.0
+    os.kill(on_ranks(gang, lambda _: os.getpid())[0], signal.SIGSTOP)
     torch.testing.assert_close(gang.encode(tokens), alone, atol=1e-5, rtol=0)
     assert set(gang.ranks).isdisjoint(before)
     gang.close()
-    print(psutil.pid_exists(pid))
+
+
+def on_ranks(gang, call):
+    return ray.get([rank.__ray_call__.remote(call) for rank in gang.ranks])

@@ -1,0 +1,171 @@
+"""The stage `labels`: killed, gone on with while a rank is killed, and run once more."""
+
+import signal
+import threading
+import time
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+import torch
+from pyarrow import fs
+from safetensors.torch import save_file
+
+from smt_ray.config import DataConfig, LabelConfig, ModelConfig, RunConfig, RuntimeConfig
+from smt_ray.data.shards import MANIFEST, memory_to_tensor, open_shards, token_schema
+from smt_ray.data.storage import Location
+from smt_ray.distributed import labels
+from smt_ray.model.encoder import Encoder
+
+pytestmark = pytest.mark.ray
+
+LENGTH, VOCABULARY = 16, 32
+CONFIG = RunConfig(
+    data=DataConfig(sequence_length=LENGTH),
+    model=ModelConfig(width=16, memory_tokens=3, heads=2, encoder_depth=1, register_depth=1),
+    labels=LabelConfig(fraction=0.8),
+    runtime=RuntimeConfig(gang_batch=6),
+)
+SHAPE = (CONFIG.model.memory_tokens, CONFIG.model.width)
+ROWS = {"train": 330, "validation": 48}
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Tokens and a teacher's weights, on a file system other than the local one."""
+    root = Location(fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()), "store")
+    random = np.random.default_rng(0)
+    for split, rows in ROWS.items():
+        directory = (root / "tokens" / split).make_dir()
+        shards = {}
+        for unit, ids in enumerate(np.array_split(np.arange(rows), 3)):
+            tokens = random.integers(0, VOCABULARY, len(ids) * (LENGTH + 1), np.int32)
+            columns = [
+                pa.array(ids + (unit << 32)),
+                pa.FixedSizeListArray.from_arrays(pa.array(tokens), LENGTH + 1),
+                pa.array(np.zeros(len(ids), np.int32)),
+            ]
+            file = directory / f"{unit}.parquet"
+            table = pa.Table.from_arrays(columns, schema=token_schema(LENGTH))
+            pq.write_table(table, file.path, filesystem=file.filesystem, row_group_size=50)
+            shards[file.name] = len(ids)
+        manifest = {"kind": "tokens", "sequence_length": LENGTH, "vocabulary": VOCABULARY}
+        (directory / MANIFEST).write_json({**manifest, "shards": shards})
+    weights = {f"encoder.{k}": v for k, v in random_encoder().state_dict().items()}
+    (root / "teacher").make_dir()
+    save_file(weights, tmp_path / "store" / "teacher" / "model.safetensors")
+    return root
+
+
+def random_encoder():
+    torch.manual_seed(0)
+    encoder = Encoder(CONFIG.model, VOCABULARY)
+    for parameter in encoder.parameters():  # residual branches start at zero
+        torch.nn.init.normal_(parameter, std=0.3)
+    return encoder
+
+
+def test_killed_label_runs_go_on_and_label_each_sequence_once(ray_session, root, monkeypatch):
+    monkeypatch.setattr(labels, "SHARD_BYTES", 1)  # a shard for every batch of the gang
+    target = root / "labels"
+    arguments = (CONFIG, root / "tokens", root / "teacher", "teacher0", VOCABULARY, target)
+
+    def run():
+        labels.SHARD_BYTES = 1
+        return labels.write_labels(*arguments)
+
+    driver = ray.remote(num_cpus=0, max_retries=0)(run).remote()
+    wait_for_shards(target, 3)
+    kill("ray::run")
+    with pytest.raises(ray.exceptions.WorkerCrashedError):
+        ray.get(driver)
+    kept = shards(target)
+    assert kept
+    assert not (target / "train" / MANIFEST).exists()
+
+    killer = threading.Thread(target=kill_a_rank, args=(target, len(kept)), daemon=True)
+    killer.start()
+    figures = run()
+    killer.join()
+    check_labels(root, "train")
+    check_labels(root, "validation")
+    assert kept <= shards(target)
+    assert figures["labels"] == LENGTH * sum(
+        open_shards(target / split, "labels")["sequences"] for split in ROWS
+    )
+    assert figures["labels_per_s"] > 0
+
+    everything = shards(target)
+    manifest = (target / "validation" / MANIFEST).read_json()
+    target.filesystem.delete_file((target / "validation" / MANIFEST).path)
+    run()
+    assert shards(target) == everything
+    assert (target / "validation" / MANIFEST).read_json() == manifest
+
+
+def test_too_small_a_fraction_is_refused(root):
+    config = CONFIG.override("labels.fraction", 0.1)
+    rule = r"^labels\.fraction=0\.1: leaves \d+ validation sequences, fewer than one global batch"
+    with pytest.raises(ValueError, match=rule):
+        labels.write_labels(
+            config, root / "tokens", root / "teacher", "teacher0", VOCABULARY, root / "labels"
+        )
+
+
+def check_labels(root, split):
+    """Compare every label with the encoder in one process, rounded to bf16."""
+    directory = root / "labels" / split
+    manifest = open_shards(
+        directory, "labels", encoder="teacher0", vocabulary=VOCABULARY, dtype="bfloat16"
+    )
+    found = read(directory, manifest).sort_by("sequence_id")
+    tokens = read(root / "tokens" / split, (root / "tokens" / split / MANIFEST).read_json())
+    chosen = tokens.filter(
+        pa.array(labels.keep(tokens["sequence_id"].to_numpy(), CONFIG.labels.fraction))
+    ).sort_by("sequence_id")
+    assert 0.7 < len(chosen) / len(tokens) < 0.9
+    assert found["sequence_id"].equals(chosen["sequence_id"])
+    assert found["tokens"].equals(chosen["tokens"])
+
+    windows = np.array(chosen["tokens"].to_pylist())
+    with torch.no_grad():
+        alone = random_encoder()(torch.from_numpy(windows[:, :-1]))
+    memory = memory_to_tensor(found["memory"], *SHAPE, "bfloat16")
+    torch.testing.assert_close(memory.float(), alone, atol=1e-5, rtol=2**-8)
+    assert (memory == alone.bfloat16()).float().mean() > 0.999
+
+
+def read(directory, manifest):
+    files = [(directory / name).path for name in manifest["shards"]]
+    return pa.concat_tables(pq.read_table(f, filesystem=directory.filesystem) for f in files)
+
+
+def shards(target):
+    return {file.path for split in ROWS for file in (target / split).files(".parquet")}
+
+
+def wait_for_shards(target, count):
+    """Wait until as many training shards are written whole."""
+    while sum("pending" not in file.name for file in progress(target)) < count:
+        time.sleep(0.02)
+
+
+def progress(target):
+    return (target / "progress" / "train").files(".parquet")
+
+
+def kill_a_rank(target, written):
+    wait_for_shards(target, written + 3)
+    kill("ray::Rank")
+
+
+def kill(title):
+    """Kill a process of this session's Ray by the title that Ray gives it."""
+    for process in psutil.Process().children(recursive=True):
+        if process.is_running() and " ".join(process.cmdline()).startswith(title):
+            process.send_signal(signal.SIGKILL)
+            return
+    raise AssertionError(f"no process {title}")

@@ -66,7 +66,7 @@ def apply_cell(
     return cell(memory.flatten(0, 1), tokens.flatten()).view_as(memory)
 
 
-def hashed(*keys: Int[Tensor, "*rows"] | int) -> Int[Tensor, "*rows"]:
+def hashed(*keys: Int[Tensor, "..."] | int) -> Int[Tensor, "..."]:
     """Mix integers into uniform 62-bit ones (SplitMix64); equal keys, equal result, on any rank."""
     state: Tensor | int = 0
     for key in keys:

@@ -87,7 +87,7 @@ class Teacher(Objective):
             before, label = before.detach(), label.detach()
         arriving = torch.cat((inputs[:, :1], inputs.gather(1, timesteps[:, :-1] + 1)), dim=1)
         predicted = apply_cell(self.cell, before, arriving)
-        dyn = squared_error(predicted, label, torch.tensor(label.numel()))
+        dyn = squared_error(predicted, label, torch.tensor(float(label.numel())))
 
         pairs = torch.arange(4 * PAIRS, device=inputs.device).view(4, PAIRS)
         draws = hashed(self.seed, batch["step"], batch["sequence_id"][0], pairs)

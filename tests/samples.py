@@ -1,0 +1,71 @@
+"""Small shards of random content, in any layout of files and row groups."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import nn
+
+from smt_ray.config import ModelConfig
+from smt_ray.data.shards import MANIFEST, tensor_to_memory
+from smt_ray.data.storage import Location
+
+VOCABULARY = 11
+MODEL = ModelConfig(
+    width=8, memory_tokens=2, heads=2, encoder_depth=1, register_depth=1, mlp_ratio=2
+)
+
+
+def random_weights(module: nn.Module, seed: int = 0) -> nn.Module:
+    """Give every parameter random numbers: fresh residual branches are zero and hide mistakes."""
+    random = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(std=0.4, generator=random)
+    return module
+
+
+def rows(count: int, length: int, model: ModelConfig | None = None, unit: int = 0) -> pa.Table:
+    """Return token rows, or label rows with memories of `model`'s shape; sorted by id."""
+    random = np.random.default_rng(unit)
+    tokens = random.integers(0, VOCABULARY, (count, length + 1), dtype=np.int32)
+    columns: dict[str, Any] = {
+        "sequence_id": np.arange(count) + (unit << 32),
+        "tokens": pa.FixedSizeListArray.from_arrays(tokens.reshape(-1), length + 1),
+    }
+    if model is None:
+        columns["bytes"] = np.full(count, length, np.int32)
+    else:
+        shape = (count, length, model.memory_tokens, model.width)
+        memory = torch.from_numpy(random.standard_normal(shape, dtype=np.float32))
+        columns["memory"] = tensor_to_memory(memory)
+    return pa.table(columns)
+
+
+def write(
+    directory: Location,
+    table: pa.Table,
+    model: ModelConfig | None = None,
+    *,
+    files: int = 1,
+    group: int = 64,
+    **fields: Any,
+) -> dict[str, Any]:
+    """Write `rows` as shards of `group` rows a row group, with a manifest; return the manifest."""
+    directory.make_dir()
+    length = table.schema.field("tokens").type.list_size - 1
+    manifest = {"kind": "tokens", "sequence_length": length, "vocabulary": VOCABULARY, **fields}
+    if model is not None:
+        shape = {"memory_tokens": model.memory_tokens, "width": model.width, "dtype": "float32"}
+        manifest |= {"kind": "labels", **shape}
+    cuts = np.linspace(0, len(table), files + 1).astype(int)
+    manifest["shards"] = {}
+    for number in range(files):
+        part = table.slice(cuts[number], cuts[number + 1] - cuts[number])
+        name = f"{number:03d}.parquet"
+        pq.write_table(part, (directory / name).path, row_group_size=group)
+        manifest["shards"][name] = len(part)
+    (directory / MANIFEST).write_json(manifest)
+    return manifest

@@ -1,0 +1,89 @@
+"""The losses against plain loops."""
+
+import math
+
+import pytest
+import torch
+
+from smt_ray.objectives.losses import PAIRS, squared_error, uniformity
+from smt_ray.objectives.objective import cross_entropy, hashed, valid_targets
+
+M, K, D = 6, 3, 4
+
+
+def test_squared_error_is_the_sum_over_the_count():
+    predicted, label = torch.randn(2, 5, K, D), torch.randn(2, 5, K, D).bfloat16()
+    total = 0.0
+    flat = zip(predicted.flatten().tolist(), label.float().flatten().tolist(), strict=True)
+    for a, b in flat:
+        total += (a - b) ** 2
+    found = squared_error(predicted, label, torch.tensor(7.0))
+    assert float(found) == pytest.approx(total / 7, rel=1e-6)
+
+
+@pytest.mark.parametrize("per_slot", [False, True])
+def test_uniformity_equals_brute_force_over_the_drawn_pairs(per_slot):
+    memory = torch.randn(M, K, D) * 3
+    draws = torch.randint(1 << 40, (4, PAIRS))
+    kernels = []
+    for a, i, b, j in draws.T.tolist():
+        a, i, b = a % M, i % K, b % M
+        j = i if per_slot else j % K
+        if (a, i) == (b, j):  # a token against itself says nothing
+            continue
+        first, second = memory[a, i] / memory[a, i].norm(), memory[b, j] / memory[b, j].norm()
+        kernels.append(math.exp(-2 * float((first - second).square().sum())))
+    assert 0.7 * PAIRS < len(kernels) < PAIRS
+    expected = math.log(sum(kernels) / len(kernels))
+    found = uniformity(memory, draws, per_slot=per_slot)
+    assert float(found) == pytest.approx(expected, rel=1e-5)
+
+
+def test_only_slot_against_slot_sees_a_collapsed_slot():
+    """All sequences share their memory; its K tokens differ."""
+    memory = torch.eye(K, D).expand(M, K, D)
+    draws = torch.randint(1 << 40, (4, PAIRS))
+    assert float(uniformity(memory, draws, per_slot=True)) == pytest.approx(0, abs=1e-6)
+    assert float(uniformity(memory, draws)) < -0.4
+
+
+def test_cross_entropy_leaves_out_masked_targets():
+    logits, targets = torch.randn(5, 4, 9), torch.randint(9, (5, 4))
+    targets[0], targets[3, 1:] = -100, -100
+    nats = [
+        -float(torch.log_softmax(row, 0)[target])
+        for row, target in zip(logits.flatten(0, 1), targets.flatten().tolist(), strict=True)
+        if target != -100
+    ]
+    assert float(valid_targets(targets)) == len(nats) == 13
+    found = cross_entropy(logits, targets, torch.tensor(13.0))
+    assert float(found) == pytest.approx(sum(nats) / 13, rel=1e-6)
+
+
+def test_cross_entropy_without_any_target_is_zero():
+    targets = torch.full((2, 3), -100)
+    logits = torch.randn(2, 3, 9, requires_grad=True)
+    loss = cross_entropy(logits, targets, valid_targets(targets))
+    loss.backward()
+    assert loss == 0
+    assert logits.grad is not None
+    assert logits.grad.eq(0).all()
+
+
+def test_hashed_is_uniform_and_a_function_of_its_keys():
+    ids = torch.arange(100_000)
+    first = hashed(3, torch.tensor(7), ids)
+    assert torch.equal(first, hashed(3, 7, ids))
+    assert torch.equal(first[:, None].expand(-1, 2), hashed(3, 7, ids[:, None].expand(-1, 2)))
+    assert torch.equal(hashed(3, 7, ids.flip(0)), first.flip(0))
+    assert first.min() >= 0
+    assert first.unique().numel() == 100_000
+    for other in (hashed(4, 7, ids), hashed(3, 8, ids), hashed(7, 3, ids), first.roll(1)):
+        assert torch.corrcoef(torch.stack((first, other)).double())[0, 1].abs() < 0.02
+    for modulus in (2, 13, 127):
+        counts = torch.bincount(first % modulus).double()
+        mean = 100_000 / modulus
+        assert ((counts - mean).square().sum() / mean) < modulus + 6 * (2 * modulus) ** 0.5
+    chance = first.double() / 2**62
+    assert float(chance.mean()) == pytest.approx(0.5, abs=0.005)
+    assert float((chance < 1 / 12).double().mean()) == pytest.approx(1 / 12, abs=0.004)

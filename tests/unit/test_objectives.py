@@ -1,0 +1,222 @@
+"""Objectives against plain loops over sequences and timesteps, and how their means are shared."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from smt_ray.config import DmtConfig, LossConfig
+from smt_ray.objectives.dmt import Dmt
+from smt_ray.objectives.losses import PAIRS, uniformity
+from smt_ray.objectives.objective import hashed, previous
+from smt_ray.objectives.teacher import Teacher
+from smt_ray.objectives.transition import Transition
+from tests.samples import MODEL, VOCABULARY, random_weights
+
+B, L, SEED = 4, 10, 5
+K, D = MODEL.memory_tokens, MODEL.width
+LOSS = LossConfig(timesteps=3, horizon=4, dynamics=0.7, uniformity=0.3, decoding=1.3)
+
+
+def make_batch(step=2, rows=B):
+    ids = torch.arange(rows) * 7 + (3 << 32)
+    tokens = torch.randint(VOCABULARY, (rows, L + 1))
+    targets = tokens[:, 1:].clone()
+    targets[0, :7] = -100  # so that sequences differ in their valid targets
+    targets[rows // 2, 2:4] = -100
+    memory = F.normalize(torch.randn(rows, L, K, D), dim=-1) * D**0.5
+    return {
+        "sequence_id": ids,
+        "inputs": tokens[:, :-1],
+        "targets": targets,
+        "memory": memory,
+        "state": previous(torch.randn(rows, L, K, D)),
+        "step": torch.tensor(step),
+    }
+
+
+def teacher(**changes):
+    settings = {name: getattr(LOSS, name) for name in LOSS.__slots__} | changes
+    return random_weights(Teacher(MODEL, LossConfig(**settings), VOCABULARY, SEED))
+
+
+def dmt(**changes):
+    return random_weights(Dmt(MODEL, DmtConfig(**changes), VOCABULARY))
+
+
+def nats(logits, target):
+    return -torch.log_softmax(logits, -1)[target]
+
+
+def test_timesteps_are_hashed_from_seed_step_and_sequence():
+    model, batch = teacher(timesteps=6), make_batch()
+    found = model.timesteps(batch)
+    assert found.shape == (B, 6)
+    assert found[:, -1].eq(L - 1).all()
+    assert found[:, :-1].lt(L - 1).all()
+    order = torch.tensor([2, 0, 3])
+    other = {**batch, "sequence_id": batch["sequence_id"][order], "inputs": batch["inputs"][order]}
+    assert torch.equal(model.timesteps(other), found[order])
+    assert torch.equal(teacher(timesteps=6).timesteps(batch), found)
+    assert not torch.equal(model.timesteps({**batch, "step": torch.tensor(3)}), found)
+    reseeded = Teacher(MODEL, model.loss, VOCABULARY, SEED + 1)
+    assert not torch.equal(reseeded.timesteps(batch), found)
+
+
+def test_every_timestep_is_sampled_equally_often():
+    model, batch = teacher(timesteps=4), make_batch()
+    batch["sequence_id"] = torch.arange(30_000)
+    batch["inputs"] = batch["inputs"][:1].expand(30_000, L)
+    counts = torch.bincount(model.timesteps(batch)[:, :-1].flatten())
+    assert (counts / 10_000 - 1).abs().max() < 0.05
+    assert len(counts) == L - 1
+
+
+@pytest.mark.parametrize("dense", [True, False])
+def test_teacher_equals_a_loop_over_timesteps(dense):
+    model, batch = teacher(dense=dense).requires_grad_(False), make_batch()
+    timesteps, inputs, targets = model.timesteps(batch), batch["inputs"], batch["targets"]
+    memory = model.encoder(inputs)
+    empty = torch.zeros(1, K, D)
+    dec, dyn, every, decoded = [], [], [], []
+    for b in range(B):
+        dyn.append(model.cell(empty, inputs[b, :1]) - memory[b, :1])
+        for t in timesteps[b].tolist():
+            last = min(t + LOSS.horizon, L)
+            logits = model.decoder(memory[b : b + 1, t], inputs[b : b + 1, t + 1 : last])[0]
+            future = targets[b, t:last].tolist()
+            dec += [nats(row, y) for row, y in zip(logits, future, strict=True) if y != -100]
+            decoded.append(memory[b, t])
+            if t != L - 1:
+                after = model.cell(memory[b : b + 1, t], inputs[b, t + 1 : t + 2])
+                dyn.append(after - memory[b, t + 1 : t + 2])
+        for t in range(L):
+            if targets[b, t] != -100:
+                every.append(nats(model.decoder(memory[b : b + 1, t])[0, 0], targets[b, t]))
+    pairs = torch.arange(4 * PAIRS).view(4, PAIRS)
+    draws = hashed(SEED, batch["step"], batch["sequence_id"][0], pairs)
+    compared = memory.flatten(0, 1) if dense else torch.stack(decoded)
+    expected = {
+        "loss/dec": torch.stack(dec).mean(),
+        "loss/dyn": torch.cat(dyn).square().mean(),
+        "loss/unif": uniformity(compared, draws),
+    }
+    total = 1.3 * expected["loss/dec"] + 0.7 * expected["loss/dyn"] + 0.3 * expected["loss/unif"]
+    if dense:
+        expected["loss/dense"] = torch.stack(every).mean()
+        total = total + 1.3 * expected["loss/dense"]
+    expected["loss"] = total
+    found = model(batch)
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("detach", [True, False])
+def test_detached_dynamics_leave_the_encoder_alone(detach):
+    model = teacher(decoding=0.0, uniformity=0.0, detach_dynamics=detach)
+    model(make_batch())["loss"].backward()
+
+    def moved(module):
+        return sum(float(p.grad.abs().sum()) for p in module.parameters() if p.grad is not None)
+
+    assert moved(model.cell) > 0
+    assert (moved(model.encoder) == 0) == detach
+
+
+def test_transition_equals_a_loop_over_pairs():
+    model = random_weights(Transition(MODEL, VOCABULARY)).requires_grad_(False)
+    batch = make_batch()
+    batch["memory"] = batch["memory"].bfloat16()
+    errors = []
+    for b in range(B):
+        before = torch.zeros(1, K, D)
+        for t in range(L):
+            label = batch["memory"][b, t : t + 1].float()
+            errors.append(model.cell(before, batch["inputs"][b, t : t + 1]) - label)
+            before = label
+    found = model(batch)
+    torch.testing.assert_close(found["loss"], torch.cat(errors).square().mean())
+    assert torch.equal(found["loss"], found["loss/dyn"])
+
+
+def test_dmt_equals_a_loop_over_states():
+    model, batch = dmt(dynamics=10.0, readout=0.5).requires_grad_(False), make_batch()
+    errors, own, label = [], [], []
+    carry = torch.zeros(B, L, K, D)
+    for b in range(B):
+        for t in range(L):
+            state, token = batch["state"][b, t : t + 1], batch["inputs"][b, t : t + 1]
+            after, target = model.rnn.cell(state, token), int(batch["targets"][b, t])
+            errors.append(after - batch["memory"][b, t : t + 1])
+            if t < L - 1:
+                carry[b, t + 1] = after[0]
+            if target != -100:
+                own.append(nats(model.rnn.readout(after)[0, 0], target))
+                stored = batch["memory"][b, t : t + 1]
+                label.append(nats(model.teacher_readout(stored)[0, 0], target))
+    found = model(batch)
+    dyn, readout, teacher_readout = (
+        torch.cat(errors).square().mean(),
+        torch.stack(own).mean(),
+        torch.stack(label).mean(),
+    )
+    torch.testing.assert_close(found["loss/dyn"], dyn, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found["loss/readout"], readout, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found["loss/teacher_readout"], teacher_readout, atol=1e-5, rtol=1e-5)
+    loss = 10 * dyn + 0.5 * (readout + teacher_readout)
+    torch.testing.assert_close(found["loss"], loss, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found["carry"], carry, atol=1e-5, rtol=1e-5)
+    assert not found["carry"].requires_grad
+
+
+def test_the_readout_does_not_train_the_cell():
+    model = dmt(dynamics=0.0)
+    model(make_batch())["loss"].backward()
+    assert all(p.grad is None or p.grad.eq(0).all() for p in model.rnn.cell.parameters())
+    for module in (model.rnn.readout, model.teacher_readout):
+        assert any(p.grad is not None and p.grad.ne(0).any() for p in module.parameters())
+
+
+def test_dmt_is_validated_on_its_own_rollout():
+    model, batch = dmt().requires_grad_(False), make_batch()
+    memory = model.rnn.rollout(batch["inputs"])
+    logits = torch.stack([model.rnn.logits(m) for m in memory.unbind(1)], dim=1)
+    expected = F.cross_entropy(logits.flatten(0, 1), batch["targets"].flatten())
+    found = model.validate(batch)
+    torch.testing.assert_close(found["loss"], expected)
+    error = (memory - batch["memory"]).square().mean()
+    torch.testing.assert_close(found["loss/dyn"], error)
+
+
+# Eq. 4 compares the memories inside one micro-batch: it alone depends on how a batch is cut.
+@pytest.mark.parametrize(
+    "objective",
+    [
+        pytest.param(lambda: teacher(uniformity=0.0), id="teacher"),
+        pytest.param(lambda: teacher(uniformity=0.0, dense=False), id="teacher, sparse"),
+        pytest.param(lambda: random_weights(Transition(MODEL, VOCABULARY)), id="transition"),
+        pytest.param(dmt, id="dmt"),
+    ],
+)
+def test_the_mean_over_micro_batches_is_that_of_the_whole(objective):
+    model, batch = objective(), make_batch()
+    whole = model(batch)
+    whole["loss"].backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    micros = [
+        {name: value[n : n + 2] if value.dim() else value for name, value in batch.items()}
+        for n in (0, 2)
+    ]
+    counts = [model.counts(micro) for micro in micros]
+    if not isinstance(model, Transition):
+        assert not torch.equal(*counts)
+    results = [model({**m, "counts": torch.stack(counts).mean(0)}) for m in micros]
+    for name in (name for name in whole if name not in {"carry", "loss/unif"}):
+        mean = torch.stack([result[name] for result in results]).mean(0)
+        torch.testing.assert_close(mean, whole[name], atol=1e-5, rtol=1e-5)
+    torch.stack([result["loss"] for result in results]).mean().backward()
+    assert expected
+    for name, parameter in model.named_parameters():
+        if name in expected:
+            torch.testing.assert_close(parameter.grad, expected[name], atol=1e-5, rtol=1e-4)

@@ -6,11 +6,11 @@ Shapes: N rows, T tokens in a row, D width, H heads, d = D / H width of a head.
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Complex, Float, Int
 from torch import Tensor, nn
 
-Rotation = tuple[Tensor, Tensor]
-"""Cosine and sine of the rotary angles, each (T, d / 2)."""
+Rotation = Complex[Tensor, "T half_d"]
+"""Rotary angles of T positions, as complex numbers of modulus 1."""
 
 
 def rms_norm(x: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
@@ -18,19 +18,23 @@ def rms_norm(x: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
     return F.rms_norm(x, (x.shape[-1],), eps=1e-6)
 
 
+def normalize(x: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
+    """Give each vector mean 0 and variance 1: the norm inside of blocks, one fused kernel anywhere."""
+    return F.layer_norm(x, (x.shape[-1],), eps=1e-6)
+
+
 def rotation(length: int, head_width: int, device: torch.device) -> Rotation:
     """Return the rotary position angles (RoPE, arXiv:2104.09864) of positions 0..length-1."""
     half = head_width // 2
     frequencies = 10_000.0 ** (-torch.arange(half, device=device) / half)
     angles = torch.arange(length, device=device)[:, None] * frequencies
-    return angles.cos(), angles.sin()
+    return torch.polar(torch.ones_like(angles), angles)
 
 
 def rotate(x: Float[Tensor, "N H T d"], by: Rotation) -> Float[Tensor, "N H T d"]:
-    """Rotate each head's vectors by the angles of their positions."""
-    cosine, sine = (part.to(x.dtype) for part in by)
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1)
+    """Rotate each head's pairs of neighbouring numbers by the angles of their positions."""
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * by).flatten(-2).to(x.dtype)
 
 
 class Linear(nn.Linear):
@@ -85,10 +89,9 @@ class Attention(nn.Module):
         key, value = rearrange(
             self.key_value(x), "n t (two h d) -> two n h t d", two=2, h=self.heads
         )
-        query, key = rms_norm(query), rms_norm(key)
+        query, key = normalize(query), normalize(key)
         if by is not None:
-            query = rotate(query, (by[0][length - asked :], by[1][length - asked :]))
-            key = rotate(key, by)
+            query, key = rotate(query, by[length - asked :]), rotate(key, by)
         mask = None
         if causal and 1 < asked < length:
             mask = _causal_tail(asked, length, x.device)
@@ -123,8 +126,8 @@ class Block(nn.Module):
     ) -> Float[Tensor, "N Q D"]:
         """Map the stream; with `last`, only its last Q = `last` positions."""
         stream = x if last is None else x[:, -last:]
-        stream = stream + self.attention(rms_norm(x), by=by, causal=causal, last=last)
-        return stream + self.mlp(rms_norm(stream))
+        stream = stream + self.attention(normalize(x), by=by, causal=causal, last=last)
+        return stream + self.mlp(normalize(stream))
 
 
 class Embedding(nn.Embedding):

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from smt_ray.config import ModelConfig
-from smt_ray.model.blocks import Block, Embedding, Linear, rms_norm, rotation
+from smt_ray.model.blocks import Block, Embedding, Linear, normalize, rotation
 
 
 class Decoder(nn.Module):
@@ -42,4 +42,4 @@ class Decoder(nn.Module):
         *early, final = self.blocks
         for block in early:
             stream = block(stream, by=by, causal=True)
-        return self.logits(rms_norm(final(stream, by=by, causal=True, last=horizon)))
+        return self.logits(normalize(final(stream, by=by, causal=True, last=horizon)))

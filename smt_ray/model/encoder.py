@@ -16,6 +16,7 @@ from smt_ray.model.blocks import (
     Block,
     Embedding,
     Linear,
+    normalize,
     rms_norm,
     rotate,
     rotation,
@@ -51,13 +52,13 @@ class Registers(nn.Module):
         key, value = rearrange(
             self.key_value(trunk), "b l (two h d) -> two b h l d", two=2, h=heads
         )
-        query, key = rms_norm(query), rms_norm(key)
-        cosine, sine = rotation(trunk.shape[1], key.shape[-1], key.device)
-        key = rotate(key, (cosine, sine))
+        query, key = normalize(query), normalize(key)
+        by = rotation(trunk.shape[1], key.shape[-1], key.device)
+        key = rotate(key, by)
         if timesteps is None:
-            query, mask = rotate(query, (cosine, sine)), None
+            query, mask = rotate(query, by), None
         else:
-            query = rotate(query, (cosine[timesteps][:, None], sine[timesteps][:, None]))
+            query = rotate(query, by[timesteps][:, None])
             positions = torch.arange(trunk.shape[1], device=trunk.device)
             mask = (positions <= timesteps[..., None])[:, None]
         y = F.scaled_dot_product_attention(
@@ -72,10 +73,10 @@ class Registers(nn.Module):
         timesteps: Int[Tensor, "B S"] | None,
     ) -> Float[Tensor, "B S K D"]:
         """Read the trunk, mix the K registers of each timestep, pass the MLP."""
-        registers = registers + self.read(rms_norm(registers), trunk, timesteps)
+        registers = registers + self.read(normalize(registers), trunk, timesteps)
         flat = rearrange(registers, "b s k d -> (b s) k d")
-        flat = flat + self.attention(rms_norm(flat))
-        flat = flat + self.mlp(rms_norm(flat))
+        flat = flat + self.attention(normalize(flat))
+        flat = flat + self.mlp(normalize(flat))
         return flat.view_as(registers)
 
 
@@ -111,7 +112,7 @@ class Encoder(nn.Module):
         by = rotation(tokens.shape[1], self.config.width // self.config.heads, tokens.device)
         for block in self.trunk:
             stream = block(stream, by=by, causal=True)
-        trunk = rms_norm(stream)
+        trunk = normalize(stream)
         at = trunk if timesteps is None else trunk.take_along_dim(timesteps[..., None], dim=1)
         registers = repeat(self.register, "k d -> b s k d", b=at.shape[0], s=at.shape[1])
         if self.project is not None:

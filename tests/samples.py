@@ -1,6 +1,6 @@
 """Small shards of random content, in any layout of files and row groups."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -12,13 +12,14 @@ from smt_ray.config import ModelConfig
 from smt_ray.data.shards import MANIFEST, tensor_to_memory
 from smt_ray.data.storage import Location
 
+Network = TypeVar("Network", bound=nn.Module)
 VOCABULARY = 11
 MODEL = ModelConfig(
     width=8, memory_tokens=2, heads=2, encoder_depth=1, register_depth=1, mlp_ratio=2
 )
 
 
-def random_weights(module: nn.Module, seed: int = 0) -> nn.Module:
+def random_weights(module: Network, seed: int = 0) -> Network:
     """Give every parameter random numbers: fresh residual branches are zero and hide mistakes."""
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():

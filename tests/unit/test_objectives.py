@@ -89,9 +89,8 @@ def test_teacher_equals_a_loop_over_timesteps(dense):
             if t != L - 1:
                 after = model.cell(memory[b : b + 1, t], inputs[b, t + 1 : t + 2])
                 dyn.append(after - memory[b, t + 1 : t + 2])
-        for t in range(L):
-            if targets[b, t] != -100:
-                every.append(nats(model.decoder(memory[b : b + 1, t])[0, 0], targets[b, t]))
+        readouts = model.decoder(memory[b])[:, 0]
+        every += [nats(readouts[t], targets[b, t]) for t in range(L) if targets[b, t] != -100]
     pairs = torch.arange(4 * PAIRS).view(4, PAIRS)
     draws = hashed(SEED, batch["step"], batch["sequence_id"][0], pairs)
     compared = memory.flatten(0, 1) if dense else torch.stack(decoded)

@@ -1,0 +1,130 @@
+"""The command line: presets, files and flags, and what each mistake is answered with."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from smt_ray.command_line import parse_run
+from smt_ray.config import RunConfig, leaves
+from smt_ray.presets import PRESETS
+
+ROOT = Path(__file__).parents[2]
+
+
+def parse(*arguments):
+    return parse_run(arguments, "Test.")
+
+
+def test_nothing_means_the_tiny_preset():
+    options = parse()
+    assert options.run == PRESETS["tiny"]()
+    assert (options.overwrite, options.plan) == (False, False)
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_every_preset_is_named_after_itself(preset):
+    run = parse(preset).run
+    assert run == PRESETS[preset]()
+    assert (run.preset, run.name) == (preset, preset)
+
+
+def test_flags_replace_the_presets_fields_and_nothing_else():
+    options = parse(
+        *("small", "--name", "first", "--model.memory-tokens", "16", "--data.source=a b/*.txt"),
+        *("--dmt.train.learning-rate", "1e-4", "--transition.no-warm-start", "--plan"),
+    )
+    changed = {
+        "name": "first",
+        "model.memory-tokens": 16,
+        "data.source": "a b/*.txt",
+        "dmt.train.learning-rate": 1e-4,
+        "transition.warm-start": False,
+    }
+    assert leaves(options.run) == leaves(PRESETS["small"]()) | changed
+    assert options.plan
+
+
+def test_a_file_lies_between_the_preset_and_the_flags(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("model: {memory-tokens: 4, width: 96, heads: 3}\nteacher: {steps: 7}\n")
+    run = parse("paper", "--config", str(file), "--teacher.steps", "9").run
+    changed = {"model.memory-tokens": 4, "model.width": 96, "model.heads": 3, "teacher.steps": 9}
+    assert leaves(run) == leaves(PRESETS["paper"]()) | changed
+    assert parse("paper", f"--config={file}", "--teacher.steps=9").run == run
+
+
+def test_the_config_of_a_run_makes_it_again(tmp_path):
+    run = parse("small", "--name", "mine", "--loss.timesteps", "3", "--runtime.zero-stage", "2").run
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(run.to_dict(), sort_keys=False))
+    assert parse("--config", str(file)).run == run
+    assert RunConfig.from_dict(yaml.safe_load(file.read_text())) == run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["huge"], "preset='huge': must be one of tiny, small, paper, large"),
+        (["--model.memory-token", "3"], "--model.memory-token.*--model.memory-tokens.*"),
+        (["--modle.width", "3"], "--modle.width.*did you mean.*"),
+        (["--model.memory-tokens", "0"], "model.memory-tokens=0: must be >= 1"),
+        (["--model.heads", "3"], "model.heads=3: must divide model.width=64"),
+        (["--model.heads", "64"], "model.heads=64: model.width / model.heads must be even .*"),
+        (["--model.width", "wide"], ".*model.width.*wide.*"),
+        (["--model.width"], ".*model.width.*"),
+        (["--model.cell", "lstm"], ".*'lstm'.*--model.cell.*one of .*'gru'.*"),
+        (["--runtime.zero-stage", "4"], ".*'4'.*--runtime.zero-stage.*one of .*'3'.*"),
+        (["--data.source", ""], "data.source='': must not be empty"),
+        (["--data.sequence-length", "1"], "data.sequence-length=1: must be >= 2"),
+        (["--loss.horizon", "999"], "loss.horizon=999: must be <= data.sequence-length=128"),
+        (["--teacher.learning-rate", "0"], "teacher.learning-rate=0.0: must be > 0"),
+        (["--dmt.train.steps", "0"], "dmt.train.steps=0: must be >= 1"),
+        (["--labels.fraction", "2"], "labels.fraction=2.0: must be in (0, 1]"),
+        (["--runtime.workers", "5"], "runtime.workers=5: must divide teacher.global-batch=32 .*"),
+        (["--name", "a/b"], "name='a/b': must be a plain directory name, not `artifacts`"),
+        (["--config", "{}/none.yaml"], "config={}/none.yaml: cannot be read .*"),
+        (["--config", "{}/list.yaml"], "config={}/list.yaml: must hold fields, as .*"),
+        (["--config", "{}/broken.yaml"], "config={}/broken.yaml: cannot be read .*"),
+        (["--config", "{}/binary.yaml"], "config={}/binary.yaml: cannot be read .*"),
+        (
+            ["--config", "{}/unknown.yaml"],
+            "model.memory: unknown field; did you mean model.memory-tokens?",
+        ),
+        (["--config", "{}/typed.yaml"], "model.width='64': must be of type int"),
+    ],
+)
+def test_a_mistake_is_answered_in_one_line(arguments, message, tmp_path):
+    files = {
+        "list.yaml": b"- 1\n",
+        "broken.yaml": b"model: {width: 64\n",
+        "binary.yaml": b"\xff\xfe\x00",
+        "unknown.yaml": b"model: {memory: 64}\n",
+        "typed.yaml": b"model: {width: '64'}\n",
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    pattern = re.escape(message).replace(r"\.\*", "[^\n]*").replace(r"\{\}", str(tmp_path))
+    with pytest.raises(ValueError, match=f"^{pattern}$") as caught:
+        parse(*(argument.replace("{}", str(tmp_path)) for argument in arguments))
+    assert "\u2502" not in str(caught.value)  # none of the parser's frame
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["tiny", "--model.memory-tokens", "0"], "model.memory-tokens=0: must be >= 1"),
+        (["--data.source", "none/*.txt"], "data.source='none/*.txt': .*; give .*"),
+    ],
+)
+def test_the_job_exits_with_status_2_and_one_line(arguments, message, tmp_path):
+    command = [sys.executable, "jobs/pretrain_lm.py", "--storage", str(tmp_path), *arguments]
+    if arguments[0] == "tiny":
+        command[2:5] = ["tiny", *command[2:4]]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(f"error: {re.escape(message)}\n".replace(r"\.\*", "[^\n]*"), done.stderr)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,146 @@
+"""Windows in flight: states against an explicit loop, turns, retirement, resumption."""
+
+import itertools
+
+import pytest
+import torch
+
+from smt_ray.data.reader import Stream
+from smt_ray.data.windows import Windows
+from smt_ray.distributed.programs import _share
+from smt_ray.model.cells import build_cell
+from smt_ray.objectives.objective import apply_cell, previous
+from tests.samples import MODEL, VOCABULARY, random_weights
+
+B, L, FACTOR = 4, 6, 3
+K, D = MODEL.memory_tokens, MODEL.width
+
+
+class Labels(Stream):
+    """Label rows made from their ids: batch n holds rows n * size.. of this rank."""
+
+    def __init__(self, size=B, length=L, shape=(K, D), start=0):
+        self.size, self.length, self.shape, self.start = size, length, shape, start
+
+    def row(self, number):
+        random = torch.Generator().manual_seed(number)
+        return {
+            "sequence_id": torch.tensor(number),
+            "inputs": torch.randint(VOCABULARY, (self.length,), generator=random),
+            "memory": torch.randn(self.length, *self.shape, generator=random),
+        }
+
+    def batch(self, step):
+        made = [self.row(self.start + step * self.size + n) for n in range(self.size)]
+        return {name: torch.stack([row[name] for row in made]) for name in made[0]}
+
+
+CELL = random_weights(build_cell(MODEL, VOCABULARY)).requires_grad_(False)
+
+
+def pool(fresh, visits=3.0, saved=None):
+    return Windows(fresh, factor=FACTOR, visits=visits, seed=0, saved=saved)
+
+
+def visit(windows, step):
+    """Visit the windows of a step with a frozen cell; return them as they were before."""
+    batch = {name: value.clone() for name, value in windows.batch(step).items()}
+    windows.carry(step, previous(apply_cell(CELL, batch["state"], batch["inputs"])))
+    return batch
+
+
+def test_a_state_of_age_a_is_an_a_step_rollout_from_a_label():
+    windows = pool(Labels(), visits=4.0)
+    ages = set()
+    for step in range(40):
+        batch = visit(windows, step)
+        for row in range(B):
+            age, inputs, memory = (batch[name][row] for name in ("age", "inputs", "memory"))
+            ages.add(int(age))
+            for t in range(L):
+                start = t - int(age)  # the label one step earlier, or the empty memory
+                state = memory[start - 1] if start > 0 else torch.zeros(K, D)
+                for token in inputs[max(start, 0) : t]:
+                    state = CELL(state[None], token[None])[0]
+                torch.testing.assert_close(batch["state"][row, t], state, atol=1e-5, rtol=1e-5)
+    assert ages == set(range(L))
+
+
+def test_windows_take_turns_and_the_fresh_ones_come_in_order():
+    labels = Labels()
+    windows = pool(labels)
+    held = [list(range(turn * B, turn * B + B)) for turn in range(FACTOR)]
+    fresh = itertools.count(FACTOR * B)
+    for step in range(60):
+        turn, before = step % FACTOR, windows.pool["age"].clone()
+        batch = visit(windows, step)
+        assert batch["sequence_id"].tolist() == held[turn]
+        assert torch.equal(batch["age"], before[turn * B : turn * B + B])
+        for row in range(B):
+            place = turn * B + row
+            if int(windows.pool["age"][place]) == 0:
+                held[turn][row] = next(fresh)
+                new = labels.row(held[turn][row])
+                assert torch.equal(windows.pool["inputs"][place], new["inputs"])
+                assert torch.equal(windows.pool["state"][place], previous(new["memory"][None])[0])
+            else:
+                assert int(windows.pool["age"][place]) == int(batch["age"][row]) + 1
+    assert windows.state()["taken"].item() == next(fresh)
+
+
+@pytest.mark.parametrize("visits", [2.0, 12.0])
+def test_a_visit_is_the_last_by_a_chance_of_one_in_visits(visits):
+    windows = Windows(Labels(size=64, length=200, shape=(1, 1)), factor=2, visits=visits, seed=0)
+    state, taken = torch.zeros(64, 200, 1, 1), windows.state()["taken"].item()
+    for step in range(200):
+        windows.carry(step, state)
+    retired, trials, chance = windows.state()["taken"].item() - taken, 200 * 64, 1 / visits
+    assert abs(retired - trials * chance) < 4 * (trials * chance * (1 - chance)) ** 0.5
+
+
+def test_a_window_retires_at_age_L():
+    windows = pool(Labels(start=1), visits=1e12)
+    for step in range(3 * L * FACTOR):
+        batch = visit(windows, step)
+        assert batch["age"].eq(step // FACTOR % L).all()
+    assert windows.state()["taken"].item() == (3 + 1) * FACTOR * B
+
+
+def equal(one, other):
+    return set(one) == set(other) and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_saved_state_goes_on_as_if_nothing_happened():
+    windows = pool(Labels())
+    for step in range(17):
+        visit(windows, step)
+    saved = {name: value.clone() for name, value in windows.state().items()}
+    again = pool(Labels(), saved=_share([saved], 0, 1, FACTOR))
+    for step in range(17, 50):
+        assert equal(visit(windows, step), visit(again, step))
+    assert equal(windows.state(), again.state())
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 4), (2, 2)])
+def test_windows_are_dealt_out_to_another_number_of_ranks(before, after):
+    size = 8 // before
+    ranks = [pool(Labels(size, start=1000 * rank)) for rank in range(before)]
+    for step in range(17):
+        for windows in ranks:
+            visit(windows, step)
+    saved = [windows.state() for windows in ranks]
+    dealt = [
+        pool(Labels(8 // after), saved=_share(saved, rank, after, FACTOR)) for rank in range(after)
+    ]
+    for step in range(17, 17 + FACTOR):  # the same windows at the same step, with their states
+        old = [windows.batch(step) for windows in ranks]
+        new = [windows.batch(step) for windows in dealt]
+        assert {len(batch["age"]) for batch in new} == {8 // after}
+        both = [{n: torch.cat([batch[n] for batch in side]) for n in old[0]} for side in (old, new)]
+        assert equal(*both)
+    taken = [windows.state()["taken"].item() for windows in ranks]
+    shares = [windows.state()["taken"].item() for windows in dealt]
+    if before == after:
+        assert shares == taken
+    else:  # a share of the rows that all ranks took
+        assert shares == [-(-sum(taken) // after)] * after

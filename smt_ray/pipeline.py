@@ -4,7 +4,9 @@ import json
 import logging
 import platform
 import time
+from collections.abc import Callable
 from dataclasses import asdict
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -12,13 +14,14 @@ import yaml
 
 from smt_ray.config import RunConfig, leaves
 from smt_ray.data import sources
-from smt_ray.data.artifacts import Artifact, make
+from smt_ray.data.artifacts import MANIFEST, Artifact, fingerprint, make
 from smt_ray.data.export import save_rnn
 from smt_ray.data.shards import DTYPES, open_shards
 from smt_ray.data.storage import Location
 from smt_ray.data.tokenizers import load_tokenizer
 from smt_ray.distributed.evaluate import evaluate
 from smt_ray.distributed.labels import write_labels
+from smt_ray.distributed.loop import Program
 from smt_ray.distributed.metrics import read_metrics
 from smt_ray.distributed.programs import (
     DmtProgram,
@@ -26,17 +29,34 @@ from smt_ray.distributed.programs import (
     TransitionProgram,
     load_weights,
 )
-from smt_ray.distributed.session import connect, cpus_needed, gpus_needed, preflight
+from smt_ray.distributed.session import (
+    check_storage,
+    connect,
+    cpus_needed,
+    gpus_needed,
+    preflight,
+)
 from smt_ray.distributed.tokens import write_tokens
 from smt_ray.distributed.trainer import fit
 from smt_ray.evaluation.plots import SERIES
 from smt_ray.evaluation.report import Report, write_report
+from smt_ray.evaluation.table import duration
 from smt_ray.model.rnn import RNN
 from smt_ray.objectives.teacher import Teacher
 
 logger = logging.getLogger(__name__)
 RUNTIME = ("runtime.", "name", "storage", "preset")
 TRAINED = ("teacher", "transition", "dmt")
+UPSTREAM: dict[str, tuple[str, ...]] = {
+    "tokens": (),
+    "teacher": ("tokens",),
+    "labels": ("tokens", "teacher"),
+    "transition": ("labels", "teacher"),
+    "dmt": ("labels", "teacher", "transition"),
+    "export": ("dmt", "tokens"),
+    "evaluate": ("export", "dmt"),
+}
+"""The stages in order, and what each is made from."""
 
 
 def run(config: RunConfig, *, overwrite: bool = False) -> dict[str, Any]:
@@ -53,11 +73,15 @@ def run(config: RunConfig, *, overwrite: bool = False) -> dict[str, Any]:
     directory = storage / config.name
     check_same_run(config, directory, overwrite)
     sources.check(config.data)
-    connect(config.runtime)
-    preflight(config, label_bytes(config, sources.size(config.data)))
+    stages = Stages(config, storage)
+    missing = stages.unfinished()
+    check_storage(storage, label_bytes_to_write(config, missing.get("labels")))
+    if missing:
+        connect(config.runtime)
+        preflight(config)
     directory.make_dir()
     (directory / "config.yaml").write_text(yaml.safe_dump(config.to_dict(), sort_keys=False))
-    artifacts = Stages(config, storage).all()
+    artifacts = stages.all()
     return _finish(config, directory, artifacts, time.monotonic() - start)
 
 
@@ -95,6 +119,14 @@ def label_bytes(config: RunConfig, tokens: int) -> int:
     return int(tokens * config.labels.fraction * each)
 
 
+def label_bytes_to_write(config: RunConfig, place: Location | None) -> int:
+    """Return the bytes of labels that `place` lacks; 0 without one, or for a source of no size."""
+    if place is None:
+        return 0
+    written = sum(file.size() for file in place.files(".parquet", recursive=True))
+    return max(0, label_bytes(config, sources.size(config.data)) - written)
+
+
 def plan(config: RunConfig) -> str:
     """Describe what a run takes: parameters, label bytes, memory of a worker, CPUs, GPUs."""
     vocabulary = load_tokenizer(config.data.tokenizer).vocabulary
@@ -118,42 +150,62 @@ def plan(config: RunConfig) -> str:
     return "\n".join(f"{name:<{width}}  {value}" for name, value in lines.items())
 
 
+def stage_settings(config: RunConfig) -> dict[str, dict[str, Any]]:
+    """Return the scientific settings that each stage adds to those of what it is made from."""
+    return {
+        "tokens": asdict(config.data) | {"content": sources.identity(config.data)},
+        "teacher": {name: asdict(getattr(config, name)) for name in ("model", "loss", "teacher")},
+        "labels": asdict(config.labels),
+        "transition": asdict(config.transition),
+        "dmt": asdict(config.dmt),
+        "export": {},
+        "evaluate": asdict(config.evaluation),
+    }
+
+
 class Stages:
     """Builds each stage's artifact from its upstream ones."""
 
     def __init__(self, config: RunConfig, storage: Location) -> None:
         """Prepare to make the artifacts of `config` in `storage`."""
         self.config, self.storage = config, storage
+        self.settings = stage_settings(config)
         self.made: dict[str, Artifact] = {}
 
     def all(self) -> dict[str, Artifact]:
         """Make every stage in order."""
-        for stage in (
-            self.tokens,
-            self.teacher,
-            self.labels,
-            self.transition,
-            self.dmt,
-            self.export,
-            self.evaluate,
-        ):
-            stage()
+        for stage in UPSTREAM:
+            getattr(self, stage)()
         return self.made
 
-    def _make(
-        self, stage: str, settings: dict[str, Any], upstream: tuple[str, ...], build: Any
-    ) -> Artifact:
-        artifact = make(self.storage, stage, settings, [self.made[u] for u in upstream], build)
-        state = "found" if artifact.reused else "resumed" if artifact.resumed else "made"
-        logger.info(
-            "%-10s %s %s (%.0f s)",
-            stage,
-            state,
-            artifact.location.name,
-            artifact.manifest["seconds"],
-        )
+    def unfinished(self) -> dict[str, Location]:
+        """Return the stages that are still to be made, and their places."""
+        planned: dict[str, Artifact] = {}
+        for stage, names in UPSTREAM.items():
+            mark = fingerprint(stage, self.settings[stage], [planned[name] for name in names])
+            place = self.storage / "artifacts" / f"{stage}-{mark}"
+            planned[stage] = Artifact(stage, mark, place, {}, reused=False, resumed=False)
+        places = {stage: artifact.location for stage, artifact in planned.items()}
+        return {stage: p for stage, p in places.items() if not (p / MANIFEST).exists()}
+
+    def _make(self, stage: str, build: Callable[[Location, str], dict[str, Any]]) -> Artifact:
+        upstream = [self.made[name] for name in UPSTREAM[stage]]
+        artifact = make(self.storage, stage, self.settings[stage], upstream, build)
+        took = duration(artifact.manifest["seconds"])
+        state = "finished" if artifact.resumed else "made"
+        state = "found" if artifact.reused else f"{state} in {took}"
+        logger.info("%-10s %s: %s", stage, state, artifact.location.name)
         self.made[stage] = artifact
         return artifact
+
+    def _train(self, program: Program, check: Callable[[], None]) -> None:
+        """Train unless it is done; check its shards here, since a worker's error is tried again."""
+
+        def build(place: Location, mark: str) -> dict[str, Any]:
+            check()
+            return fit(program, self.config.runtime, place)
+
+        self._make(program.stage, build)
 
     def tokens(self) -> None:
         """Token shards from the source."""
@@ -165,8 +217,7 @@ class Stages:
             counts = {name: manifest["sequences"] for name, manifest in split.items()}
             return {"sequences": counts, "vocabulary": split["train"]["vocabulary"]}
 
-        settings = asdict(config.data) | {"content": sources.identity(config.data)}
-        self._make("tokens", settings, (), build)
+        self._make("tokens", build)
 
     @property
     def vocabulary(self) -> int:
@@ -175,12 +226,20 @@ class Stages:
 
     def teacher(self) -> None:
         """Encoder, decoder and cell."""
-        config = self.config
-        settings = {name: asdict(getattr(config, name)) for name in ("model", "loss", "teacher")}
-        program = TeacherProgram(config, self.made["tokens"].location, self.vocabulary)
-        self._make(
-            "teacher", settings, ("tokens",), lambda place, _: fit(program, config.runtime, place)
-        )
+        program = TeacherProgram(self.config, self.made["tokens"].location, self.vocabulary)
+        self._train(program, self._check_tokens)
+
+    def _check_tokens(self) -> None:
+        """Check the token shards before they are trained on, and that they fill a batch."""
+        config, tokens = self.config, self.made["tokens"].location
+        fields = {"sequence_length": config.data.sequence_length, "vocabulary": self.vocabulary}
+        for split in sources.SPLITS:
+            found = open_shards(tokens / split, "tokens", **fields)["sequences"]
+            if found < config.teacher.global_batch:
+                raise ValueError(
+                    f"teacher.global-batch={config.teacher.global_batch}: the {split} split has "
+                    f"only {found} sequences; lower it, or give a longer data.source"
+                )
 
     def labels(self) -> None:
         """Memory labels from the encoder gang."""
@@ -188,12 +247,15 @@ class Stages:
         tokens = self.made["tokens"].location
         self._make(
             "labels",
-            asdict(config.labels),
-            ("tokens", "teacher"),
             lambda place, _: write_labels(
                 config, tokens, teacher.location, teacher.fingerprint, self.vocabulary, place
             ),
         )
+
+    def _check_labels(self) -> None:
+        """Check the label shards before they are trained on."""
+        for split in sources.SPLITS:
+            open_shards(self.made["labels"].location / split, "labels", **self._label_fields())
 
     def _label_fields(self) -> dict[str, Any]:
         """What label shards must say of themselves to be this run's."""
@@ -215,12 +277,7 @@ class Stages:
             made["teacher"].location,
             self.vocabulary,
         )
-        self._make(
-            "transition",
-            asdict(config.transition),
-            ("labels", "teacher"),
-            lambda place, _: fit(program, config.runtime, place),
-        )
+        self._train(program, self._check_labels)
 
     def dmt(self) -> None:
         """The RNN on its own memories."""
@@ -233,12 +290,7 @@ class Stages:
             made["transition"].location,
             self.vocabulary,
         )
-        self._make(
-            "dmt",
-            asdict(config.dmt),
-            ("labels", "teacher", "transition"),
-            lambda place, _: fit(program, config.runtime, place),
-        )
+        self._train(program, self._check_labels)
 
     def export(self) -> None:
         """The standalone RNN."""
@@ -249,18 +301,19 @@ class Stages:
             save_rnn(rnn, place, load_tokenizer(self.made["tokens"].location))
             return {}
 
-        self._make("export", {}, ("dmt", "tokens"), build)
+        self._make("export", build)
 
     def evaluate(self) -> None:
         """Scores, curves and a sample."""
         places = {stage: artifact.location for stage, artifact in self.made.items()}
 
         def build(place: Location, mark: str) -> dict[str, Any]:
+            self._check_tokens()
             result = evaluate(self.config, places)
             (place / "scores.json").write_json(result)
             return {"bits": result["bits"], "drift": result["drift"]}
 
-        self._make("evaluate", asdict(self.config.evaluation), ("export", "dmt"), build)
+        self._make("evaluate", build)
 
 
 def _finish(
@@ -337,9 +390,6 @@ def _summary(
 
 
 def _environment(config: RunConfig) -> dict[str, Any]:
-    import deepspeed
-    import ray
-
     device = (
         torch.cuda.get_device_name()
         if config.runtime.gpu and torch.cuda.is_available()
@@ -348,8 +398,8 @@ def _environment(config: RunConfig) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "ray": ray.__version__,
-        "deepspeed": deepspeed.__version__,
+        "ray": version("ray"),
+        "deepspeed": version("deepspeed"),
         "device": device,
         "workers": config.runtime.workers,
         "zero_stage": config.runtime.zero_stage,

@@ -12,6 +12,9 @@ from typing import Any
 import ray
 from tqdm import tqdm
 
+from smt_ray.distributed.session import stop
+from smt_ray.evaluation.table import duration
+
 logger = logging.getLogger(__name__)
 EVERY_S = 1.0
 PLAIN_EVERY_S = 10.0
@@ -69,12 +72,15 @@ class Reporter:
 
 
 class Monitor:
-    """The driver's end, a context: shows progress, and turns SIGTERM into a request to stop."""
+    """The driver's end, a context: shows progress, and turns SIGTERM into a request to stop.
+
+    Where there is nothing to save yet, and at the second SIGTERM, it stops at once.
+    """
 
     def __enter__(self) -> "Monitor":
         """Begin to show and to listen."""
         self.board: Any = Board.remote()  # type: ignore[attr-defined]
-        self.stopped = False
+        self._training = False
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._show, daemon=True)
         self._thread.start()
@@ -92,32 +98,38 @@ class Monitor:
         ray.kill(self.board)
 
     def _terminate(self, number: int, frame: FrameType | None) -> None:
+        if not self._training:
+            stop(number, frame)
+        self._training = False
         logger.info("SIGTERM: saving a checkpoint, then stopping")
-        self.stopped = True
         self.board.request_stop.remote()
 
     def _show(self) -> None:
         """Show a bar on a terminal, and plain lines elsewhere."""
-        bar, said = None, 0.0
+        bar, first, said = None, None, time.monotonic()
         while not self._done.wait(EVERY_S):
-            latest = ray.get(self.board.latest.remote())
+            latest: Progress | None = ray.get(self.board.latest.remote())
             if latest is None:
                 continue
+            now = time.monotonic()
+            if first is None:
+                first, self._training = (latest.step, now), True
             if sys.stderr.isatty():
                 if bar is None:
                     bar = tqdm(total=latest.steps, initial=latest.step, desc=latest.stage)
                 bar.set_postfix_str(f"loss {latest.loss:.4f}, {latest.rate:,.0f} tokens/s")
                 bar.update(latest.step - bar.n)
-            elif time.monotonic() - said > PLAIN_EVERY_S and latest.rate > 0:
-                said = time.monotonic()
-                logger.info("%s", _line(latest))
+            elif now - said > PLAIN_EVERY_S and latest.rate > 0:
+                said = now
+                logger.info("%s", _line(latest, *first, now))
         if bar is not None:
             bar.close()
 
 
-def _line(progress: Progress) -> str:
-    """Return one plain line of progress; the time left takes the latest step time."""
+def _line(latest: Progress, step: int, since: float, now: float) -> str:
+    """Return one plain line; the time left takes the mean speed `since` it was at `step`."""
+    left = (latest.steps - latest.step) * (now - since) / max(1, latest.step - step)
     return (
-        f"{progress.stage} {progress.step}/{progress.steps}  loss {progress.loss:.4f}  "
-        f"{progress.rate:,.0f} tokens/s"
+        f"{latest.stage:<10} {latest.step:,} of {latest.steps:,}  loss {latest.loss:.4f}  "
+        f"{latest.rate:,.0f} tokens/s  {duration(left)} left"
     )

@@ -62,8 +62,10 @@ class Checkpoint:
         self.directory = directory
         state = json.loads((directory / "state.json").read_text())
         self.step: int = state["step"]
-        self._files = [safe_open(f, "pt") for f in sorted(directory.glob("weights-*.safetensors"))]
-        self._where = {key: file for file in self._files for key in [*file.keys()]}
+        # By number: an unfinished upload of more ranks may have left files in the same place.
+        self._ranks = [f"{rank:05d}.safetensors" for rank in range(state["world"])]
+        files = [safe_open(directory / f"weights-{rank}", "pt") for rank in self._ranks]
+        self._where = {key: file for file in files for key in [*file.keys()]}
 
     def weights(self) -> State:
         """Return all weights by parameter name."""
@@ -76,9 +78,10 @@ class Checkpoint:
     def streams(self) -> list[State]:
         """Return the ranks' stream states in rank order; empty if the stream has no state."""
         states = []
-        for path in sorted(self.directory.glob("stream-*.safetensors")):
-            with safe_open(path, "pt") as file:
-                states.append({key: file.get_tensor(key) for key in [*file.keys()]})
+        for path in (self.directory / f"stream-{rank}" for rank in self._ranks):
+            if path.exists():
+                with safe_open(path, "pt") as file:
+                    states.append({key: file.get_tensor(key) for key in [*file.keys()]})
         return states
 
     def restore_optimizer(self, engine: Any) -> None:

@@ -6,6 +6,7 @@ accumulation, schedule, validation, checkpoints, logging, resumption.
 
 import logging
 import math
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -14,19 +15,21 @@ from typing import Any, Protocol
 
 import ray.train
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from smt_ray.config import RuntimeConfig, TrainConfig
 from smt_ray.data.reader import Batch, Stream
 from smt_ray.data.storage import Location
 from smt_ray.distributed.checkpoint import Checkpoint, State, save_checkpoint
-from smt_ray.distributed.engine import prepare_process, training_engine
+from smt_ray.distributed.engine import prepare_process
 from smt_ray.distributed.metrics import MetricsLog
 from smt_ray.distributed.monitor import Progress, Reporter
+from smt_ray.distributed.stepper import Stepper
 from smt_ray.objectives.objective import Objective
 
 logger = logging.getLogger(__name__)
+UNSCORED = sys.float_info.max
+"""Validation loss of a checkpoint without one: the worst, and finite, as Ray keeps it in JSON."""
 
 
 class Program(Protocol):
@@ -70,13 +73,18 @@ def learning_rate(train: TrainConfig, step: int) -> float:
     return rate
 
 
-def train_worker(settings: dict[str, Assignment]) -> None:
+def train_worker(settings: dict[str, Assignment]) -> str:
     """Train on one Ray Train worker until the last step or a request to stop.
 
-    Raises:
-        FloatingPointError: if the loss is not finite; it names the step.
+    Returns:
+        Why the training cannot go on, or nothing. An exception would make Ray Train try again, to
+        the same end.
     """
-    Training(settings["assignment"]).run()
+    try:
+        Training(settings["assignment"]).run()
+    except FloatingPointError as error:
+        return str(error)
+    return ""
 
 
 class Training:
@@ -85,168 +93,124 @@ class Training:
     def __init__(self, assignment: Assignment) -> None:
         """Build the objective, the engine and the streams; restore the latest checkpoint."""
         self.program, self.train = assignment.program, assignment.program.train
-        self.checkpoint_every = assignment.runtime.checkpoint_every
-        self.log_every = assignment.runtime.log_every
+        self.runtime = assignment.runtime
         context = ray.train.get_context()
-        self.rank, self.world = context.get_world_rank(), context.get_world_size()
-        self.device = prepare_process(assignment.runtime)
-
-        self.objective = self.program.objective()
+        rank, world = context.get_world_rank(), context.get_world_size()
+        device = prepare_process(self.runtime)
+        objective = self.program.objective()
         latest = ray.train.get_checkpoint()
         with tempfile.TemporaryDirectory() as empty:
-            directory = latest.to_directory(empty) if latest else None
-            saved = Checkpoint(Path(directory)) if directory else None
-            self.step = saved.step if saved else 0
+            saved = Checkpoint(Path(latest.to_directory(empty))) if latest else None
+            self.resumed, self.done = saved is not None, saved.step if saved else 0
+            self.stepper = Stepper(objective, self.train, self.runtime, device, saved)
+            self.stream = self.program.stream(rank, world, saved.streams() if saved else [])
             if saved:
-                self.objective.load_state_dict(saved.weights())
-            self.engine = training_engine(
-                self.objective, self.train, assignment.runtime, self.world
-            )
-            states = saved.streams() if saved else []
-            self.stream = self.program.stream(self.rank, self.world, states)
-            if saved and saved.step:
-                self._optimize(self.stream.batch(self.step), rate=0.0)  # allocates the moments
-                saved.restore_optimizer(self.engine)
-        self.held_out = self.program.validation(self.rank, self.world)
+                self.stepper.restore(saved, _batch(self.stream, self.done))
+        self.held_out = self.program.validation(rank, world)
         self.log = self.reporter = None
-        if self.rank == 0:
-            self.log = MetricsLog(assignment.output, self.program.stage, self.step)
+        if rank == 0:
+            self.log = MetricsLog(assignment.output, self.program.stage, self.done)
             self.reporter = Reporter(assignment.board)
         self.loss = self.rate = 0.0
 
     def run(self) -> None:
-        """Step, log, validate and save until done."""
-        first, since = self.step, time.monotonic()
-        sums: dict[str, Tensor] = {}
-        if first == 0:
+        """Step, log, validate and save until done.
+
+        Raises:
+            FloatingPointError: if a figure is not finite; it names the step.
+        """
+        if not self.resumed:
             self._save(self._validate())
-        while self.step < self.train.steps:
-            batch = self.stream.batch(self.step)
-            batch["step"] = torch.tensor(self.step)
-            metrics, carry, stopping = self._optimize(batch, learning_rate(self.train, self.step))
-            if carry is not None:
-                self.stream.carry(self.step, carry)
-            sums = {name: sums.get(name, 0.0) + value for name, value in metrics.items()}
-            self.step += 1
-            last = self.step == self.train.steps or stopping
-            if self.step % self.log_every == 0 or last:
-                steps = (self.step - first) % self.log_every or self.log_every
-                since = self._log(sums, steps, batch["inputs"].shape[1], since)
-                sums = {}
-            if self.step % self.train.validate_every == 0 or self.step == self.train.steps:
-                self._save(self._validate())
-            elif self.step % self.checkpoint_every == 0 or stopping:
-                self._save(math.inf)
+        self._begin()
+        while self.done < self.train.steps:
+            stopping = self._step()
+            validating = self.done % self.train.validate_every == 0 or self.done == self.train.steps
+            saving = validating or stopping or self.done % self.runtime.checkpoint_every == 0
+            if saving or self.done % self.runtime.log_every == 0:
+                self._log()
+                if saving:
+                    self._save(self._validate() if validating else UNSCORED)
+                self._begin()
             if stopping:
                 return
 
-    def _optimize(self, batch: Batch, rate: float) -> tuple[dict[str, Tensor], Tensor | None, bool]:
-        """Take one optimizer step on this rank's share of a global batch.
+    def _begin(self) -> None:
+        """Begin the interval that the next row of metrics is about."""
+        self.sums: dict[str, Tensor] = {}
+        self.first, self.since = self.done, time.monotonic()
 
-        Returns:
-            The step's metrics (device scalars), the carry of all rows, and whether to stop.
-        """
-        for group in self.engine.optimizer.param_groups:
-            group["lr"] = rate
-        micros = self._split(batch)
-        stopping = self._share_counts(micros)
-        sums: dict[str, Tensor] = {}
-        carries = []
-        for micro in micros:
-            result = self.engine(micro)
-            if "carry" in result:
-                carries.append(result.pop("carry"))
-            self.engine.backward(result["loss"])
-            self.engine.step()
-            for name, value in result.items():
-                key = "loss/total" if name == "loss" else name
-                sums[key] = sums.get(key, 0.0) + value.detach() / len(micros)
-        sums["norm/gradient"] = torch.as_tensor(float(self.engine.get_global_grad_norm() or 0.0))
-        return sums, torch.cat(carries) if carries else None, stopping
-
-    def _split(self, batch: Batch) -> list[Batch]:
-        """Cut a rank's batch into micro-batches on the device; scalars go to each."""
-        pieces = self.engine.gradient_accumulation_steps()
-        split = {
-            name: value.to(self.device, non_blocking=True).chunk(pieces)
-            if value.dim()
-            else [value] * pieces
-            for name, value in batch.items()
-        }
-        return [{name: value[n] for name, value in split.items()} for n in range(pieces)]
-
-    def _share_counts(self, micros: list[Batch]) -> bool:
-        """Set each micro-batch's `counts` to the global mean; return whether any rank must stop."""
-        counts = torch.stack([self.objective.counts(micro) for micro in micros]).mean(0)
-        stop = counts.new_tensor([float(self._stop_requested())])
-        shared = torch.cat((counts, stop))
-        dist.all_reduce(shared)
-        shared /= self.world
-        for micro in micros:
-            micro["counts"] = shared[:-1]
-        return bool(shared[-1] > 0)
+    def _step(self) -> bool:
+        """Take one step; return whether to stop after it."""
+        batch = _batch(self.stream, self.done)
+        rate = learning_rate(self.train, self.done)
+        step = self.stepper.step(batch, rate, stop=self._stop_requested())
+        if step.carry is not None:
+            self.stream.carry(self.done, step.carry)
+        self.done += 1
+        self.tokens = self.train.global_batch * batch["inputs"].shape[1]
+        # Counts the steps up to the first bad one: NaN spreads to all later ones.
+        finite = step.metrics["loss/total"].isfinite()
+        for name, value in {**step.metrics, "finite": finite}.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        return step.stopping
 
     def _stop_requested(self) -> bool:
         """Report progress and return the driver's wish; only rank 0 talks to the driver."""
         if self.reporter is None:
             return False
-        place = (self.program.stage, self.step, self.train.steps)
+        place = (self.program.stage, self.done, self.train.steps)
         return self.reporter.stop_requested(Progress(*place, self.loss, self.rate))
 
-    @torch.no_grad()
     def _validate(self) -> float:
         """Return the mean validation loss over all ranks, logged with its parts."""
-        self.engine.eval()
         sums: dict[str, Tensor] = {}
-        for step in range(self.train.validation_batches):
-            batch = self.held_out.batch(step)
-            batch["step"] = torch.tensor(step)
-            micros = self._split(batch)
-            self._share_counts(micros)
-            for micro in micros:
-                for name, value in self.objective.validate(micro).items():
-                    if name != "carry":
-                        weight = len(micros) * self.train.validation_batches
-                        sums[name] = sums.get(name, 0.0) + value / weight
-        self.engine.train()
-        means = self._mean(sums)
+        count = self.train.validation_batches
+        for step in range(count):
+            for name, value in self.stepper.validate(_batch(self.held_out, step)).items():
+                sums[name] = sums.get(name, 0.0) + value / count
+        means = self.stepper.mean(sums)
+        self._require_finite(means, self.done)
         if self.log:
             named = {f"validation/{name.removeprefix('loss/')}": v for name, v in means.items()}
-            self.log.add(self.step, named)
+            self.log.add(self.done, named)
         return means["loss"]
 
-    def _mean(self, values: dict[str, Tensor]) -> dict[str, float]:
-        """Return the means over the ranks."""
-        stacked = torch.stack([value.double() for value in values.values()])
-        dist.all_reduce(stacked)
-        return dict(zip(values, (stacked / self.world).tolist(), strict=True))
-
-    def _log(self, sums: dict[str, Tensor], steps: int, length: int, since: float) -> float:
-        """Write the means of the last `steps` steps; return the time."""
-        means = {name: value / steps for name, value in self._mean(sums).items()}
-        if not all(map(math.isfinite, means.values())):
-            bad = ", ".join(name for name, value in means.items() if not math.isfinite(value))
-            raise FloatingPointError(
-                f"{self.program.stage}: {bad} not finite in steps {self.step - steps + 1}.."
-                f"{self.step}; lower the learning rate"
-            )
-        now = time.monotonic()
-        means["time/step_s"] = (now - since) / steps
-        means["rate/tokens_per_s"] = self.train.global_batch * length * steps / (now - since)
-        means["optimizer/learning_rate"] = learning_rate(self.train, self.step - 1)
+    def _log(self) -> None:
+        """Write the means of the steps since the interval began."""
+        steps = self.done - self.first
+        means = {name: value / steps for name, value in self.stepper.mean(self.sums).items()}
+        elapsed = time.monotonic() - self.since
+        finite = math.floor(means.pop("finite") * steps + 1e-6)
+        self._require_finite(means, min(self.first + finite + 1, self.done))
+        means["time/step_s"] = elapsed / steps
+        means["rate/tokens_per_s"] = self.tokens * steps / elapsed
+        means["optimizer/learning_rate"] = learning_rate(self.train, self.done - 1)
         self.loss, self.rate = means["loss/total"], means["rate/tokens_per_s"]
         if self.log:
-            self.log.add(self.step, means)
-        return now
+            self.log.add(self.done, means)
+
+    def _require_finite(self, means: dict[str, float], step: int) -> None:
+        bad = [name for name, value in means.items() if not math.isfinite(value)]
+        if bad:
+            raise FloatingPointError(
+                f"{self.program.stage}: {', '.join(bad)} not finite at step {step}; "
+                f"lower its learning-rate={self.train.learning_rate:g}"
+            )
 
     def _save(self, loss: float) -> None:
         """Save a portable checkpoint through Ray Train; every rank writes its part."""
         with tempfile.TemporaryDirectory() as directory:
-            save_checkpoint(self.engine, Path(directory), self.step, self.stream.state())
+            state = self.stream.state()
+            save_checkpoint(self.stepper.engine, Path(directory), self.done, state)
             if self.log:
                 self.log.flush()
             ray.train.report(
-                {"step": self.step, "validation/loss": loss},
+                {"step": self.done, "validation/loss": loss},
                 checkpoint=ray.train.Checkpoint.from_directory(directory),
-                checkpoint_dir_name=f"step-{self.step:09d}",
+                checkpoint_dir_name=f"step-{self.done:09d}",
             )
+
+
+def _batch(stream: Stream, step: int) -> Batch:
+    """Return a rank's share of global batch `step`, with the step in it."""
+    return {**stream.batch(step), "step": torch.tensor(step)}

@@ -32,10 +32,11 @@ def fit(program: Program, runtime: RuntimeConfig, output: Location) -> dict[str,
 
     Raises:
         Stopped: on SIGTERM, after a checkpoint.
+        ValueError: if a loss is not finite; it names the step.
     """
     with Monitor() as monitor:
         trainer = TorchTrainer(
-            train_worker,
+            train_worker,  # type: ignore[arg-type]
             train_loop_config={"assignment": Assignment(program, runtime, output, monitor.board)},
             scaling_config=ray.train.ScalingConfig(
                 num_workers=runtime.workers,
@@ -56,8 +57,9 @@ def fit(program: Program, runtime: RuntimeConfig, output: Location) -> dict[str,
             ),
         )
         result = trainer.fit()
-    if result.error:
-        raise result.error
+    problem = result.return_value  # type: ignore[attr-defined]
+    if problem:
+        raise ValueError(problem)
     saved = [
         (metrics["validation/loss"], metrics["step"], checkpoint)
         for checkpoint, metrics in result.best_checkpoints or []

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import warnings
 from typing import Any
 
 import torch
@@ -23,6 +24,8 @@ def prepare_process(runtime: RuntimeConfig) -> torch.device:
     # Its shared-memory collective would be compiled at the first init; gloo needs no compiler.
     operators["deepspeed_shm_comm"] = False
     deepspeed.utils.logger.setLevel(logging.WARNING)
+    # Its calls of older torch names, once in every process.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     if runtime.gpu:
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     return torch.device("cpu")

@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy, DataContext, ExecutionResources
 from ray.data.checkpoint import CheckpointConfig
 
-from smt_ray.config import RunConfig
+from smt_ray.config import RunConfig, RuntimeConfig
 from smt_ray.data.shards import (
-    DTYPES,
     MANIFEST,
     Manifest,
     label_schema,
@@ -67,27 +66,35 @@ def write_labels(
         ValueError: naming the field at fault, if too few sequences are chosen for one global batch.
     """
     began = time.monotonic()
-    length = config.data.sequence_length
-    spec = EncoderSpec(
-        config.model,
-        vocabulary,
-        teacher,
-        config.teacher.precision,
-        config.labels.dtype,
-    )
-    chosen = {}
-    for split in SPLITS:
-        manifest = open_shards(
-            tokens / split, "tokens", sequence_length=length, vocabulary=vocabulary
-        )
-        shards = [tokens / split / name for name in manifest["shards"]]
-        chosen[split] = shards, _chosen(config, split, _ids(shards))
-    rates = {
-        split: _write_split(config, spec, shards, ids, encoder, target, split)
-        for split, (shards, ids) in chosen.items()
+    model, length = config.model, config.data.sequence_length
+    spec = EncoderSpec(model, vocabulary, teacher, config.teacher.precision, config.labels.dtype)
+    fields = {
+        "kind": "labels",
+        "sequence_length": length,
+        "memory_tokens": model.memory_tokens,
+        "width": model.width,
+        "dtype": spec.dtype,
+        "encoder": encoder,
+        "vocabulary": vocabulary,
     }
+    shards, ids = {}, {}
+    for split in SPLITS:
+        source = tokens / split
+        expected = {"sequence_length": length, "vocabulary": vocabulary}
+        shards[split] = [
+            source / name for name in open_shards(source, "tokens", **expected)["shards"]
+        ]
+        ids[split] = _chosen(config, split, _ids(shards[split]))
+    rates = dict.fromkeys(SPLITS, 0.0)
+    for split in SPLITS:
+        directory = target / split
+        if not (directory / MANIFEST).exists():
+            rates[split] = _label(
+                config, spec, shards[split], directory, target / "progress" / split
+            )
+            _write_manifest(directory, fields, ids[split])
     return {
-        "labels": length * sum(len(ids) for _, ids in chosen.values()),
+        "labels": length * sum(map(len, ids.values())),
         "labels_per_s": rates["train"],
         "seconds": time.monotonic() - began,
     }
@@ -95,18 +102,18 @@ def write_labels(
 
 def keep(ids: Ids, fraction: float) -> NDArray[np.bool_]:
     """Return which sequences are among the labelled `fraction`: a hash of the identity decides."""
-    return (hashed(torch.from_numpy(ids)) < fraction * 2.0**62).numpy()
+    return (hashed(torch.tensor(ids)) < fraction * 2.0**62).numpy()
 
 
 class Labeller:
     """A Ray Data map actor that owns one gang and turns token rows into label rows."""
 
-    def __init__(self, config: RunConfig, spec: EncoderSpec, meter: Any) -> None:
+    def __init__(
+        self, spec: EncoderSpec, runtime: RuntimeConfig, schema: pa.Schema, meter: Any
+    ) -> None:
         """Start the gang."""
-        model, length = config.model, config.data.sequence_length
-        self.schema = label_schema(length, model.memory_tokens, model.width, spec.dtype)
-        self.gang = Gang(spec, config.runtime)
-        self.meter = meter
+        self.gang = Gang(spec, runtime)
+        self.schema, self.meter = schema, meter
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Return the label rows of a batch of token rows."""
@@ -141,25 +148,21 @@ class Meter:
         return self._labels / (self._last - self._first) if self._labels else 0.0
 
 
-def _write_split(
+def _label(
     config: RunConfig,
     spec: EncoderSpec,
     tokens: list[Location],
-    ids: Ids,
-    encoder: str,
-    target: Location,
-    split: str,
+    directory: Location,
+    progress: Location,
 ) -> float:
-    """Label one split and write its manifest; return the rate in labels per second."""
-    model, runtime, directory = config.model, config.runtime, target / split
-    if (directory / MANIFEST).exists():
-        return 0.0
-    shape = (config.data.sequence_length, model.memory_tokens, model.width, spec.dtype)
-    schema = label_schema(*shape)
-    row_bytes = 4 * (shape[0] + 1) + shape[0] * shape[1] * shape[2] * DTYPES[spec.dtype].itemsize
+    """Write the label shards of one split; return the rate in labels per second."""
+    runtime, length = config.runtime, config.data.sequence_length
+    memory_tokens, width = spec.model.memory_tokens, spec.model.width
+    schema = label_schema(length, memory_tokens, width, spec.dtype)
+    row_bytes = 4 * (length + 1) + schema.field("memory").type.byte_width
     batches = max(1, SHARD_BYTES // (row_bytes * runtime.gang_batch))
     meter: Any = Meter.remote()  # type: ignore[attr-defined]
-    with DataContext.current(_context(config, target / "progress" / split)):
+    with DataContext.current(_context(runtime, progress)):
         paths = [shard.path for shard in tokens]
         rows = ray.data.read_parquet(paths, filesystem=tokens[0].filesystem)
         rows = rows.select_columns(["sequence_id", "tokens"])
@@ -168,7 +171,7 @@ def _write_split(
             rows = rows.map_batches(some, batch_format="pyarrow", batch_size=None)
         rows.repartition(target_num_rows_per_block=batches * runtime.gang_batch).map_batches(
             Labeller,
-            fn_constructor_args=(config, spec, meter),
+            fn_constructor_args=(spec, runtime, schema, meter),
             batch_size=runtime.gang_batch,
             batch_format="pyarrow",
             num_cpus=0,
@@ -179,17 +182,19 @@ def _write_split(
             schema=schema,
             row_group_size=row_group_rows(row_bytes),
             ray_remote_args={"num_cpus": 0},
-            concurrency=runtime.gangs + 1,
         )
-    _write_manifest(config, spec, ids, encoder, directory)
     return ray.get(meter.rate.remote())
 
 
-def _context(config: RunConfig, progress: Location) -> DataContext:
-    """Return a context for one split's pipeline: what is done, and what the gangs leave free."""
-    runtime = config.runtime
+def _context(runtime: RuntimeConfig, progress: Location) -> DataContext:
+    """Return a context for one split's pipeline: what is done, and what the gangs leave free.
+
+    Beside the gangs' CPUs it needs two: one for the actor that skips finished rows (which asks for
+    1 GiB, too), one for the tasks that list, read and cut. Writers ask for none, so that the end of
+    the stream is never starved by its beginning.
+    """
     context = DataContext.get_current().copy()
-    context.enable_progress_bars = False
+    context.enable_progress_bars = False  # without a terminal: 20 lines every 10 seconds
     context.checkpoint_config = CheckpointConfig(
         id_column="sequence_id",
         checkpoint_path=progress.path,
@@ -230,9 +235,7 @@ def _chosen(config: RunConfig, split: str, shards: list[Ids]) -> Ids:
     return ids
 
 
-def _write_manifest(
-    config: RunConfig, spec: EncoderSpec, ids: Ids, encoder: str, directory: Location
-) -> None:
+def _write_manifest(directory: Location, fields: Manifest, ids: Ids) -> None:
     """Check that each sequence has its label once, and write the manifest.
 
     Raises:
@@ -240,22 +243,12 @@ def _write_manifest(
     """
     shards = directory.files(".parquet")
     found = _ids(shards)
-    if not np.array_equal(np.sort(np.concatenate(found)), ids):
+    if not np.array_equal(np.sort(np.concatenate([ids[:0], *found])), ids):
         raise ValueError(
             f"{directory}: {sum(map(len, found))} labels for {len(ids)} sequences; "
             "delete its directory and run the stage again"
         )
-    manifest: Manifest = {
-        "kind": "labels",
-        "split": directory.name,
-        "sequences": len(ids),
-        "sequence_length": config.data.sequence_length,
-        "memory_tokens": config.model.memory_tokens,
-        "width": config.model.width,
-        "dtype": spec.dtype,
-        "encoder": encoder,
-        "vocabulary": spec.vocabulary,
-        "shards": {shard.name: len(rows) for shard, rows in zip(shards, found, strict=True)},
-    }
-    (directory / MANIFEST).write_json(manifest)
+    counts = {shard.name: len(rows) for shard, rows in zip(shards, found, strict=True)}
+    split = {"split": directory.name, "sequences": len(ids), "shards": counts}
+    (directory / MANIFEST).write_json(fields | split)
     logger.info("%s: %d sequences labelled", directory.name, len(ids))

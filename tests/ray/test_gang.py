@@ -9,45 +9,26 @@ import ray
 import torch
 from safetensors.torch import save_file
 
-from smt_ray.config import ModelConfig, RuntimeConfig
+from smt_ray.config import RuntimeConfig
 from smt_ray.data.storage import Location
 from smt_ray.distributed.gang import EncoderSpec, Gang
 from smt_ray.model.encoder import Encoder
+from tests.samples import MODEL, VOCABULARY, random_weights
 
 pytestmark = pytest.mark.ray
 
-MODEL = ModelConfig(width=16, memory_tokens=3, heads=2, encoder_depth=2, register_depth=1)
-VOCABULARY, LENGTH = 32, 12
 
-
-@pytest.fixture
-def spec(tmp_path):
-    spec = EncoderSpec(MODEL, VOCABULARY, Location.of(tmp_path), "float32", "float32")
-    encoder = random_encoder()
-    save_file(
-        {f"encoder.{name}": value for name, value in encoder.state_dict().items()},
-        tmp_path / "model.safetensors",
-    )
-    return spec
-
-
-def random_encoder():
-    encoder = Encoder(MODEL, VOCABULARY)
-    for parameter in encoder.parameters():  # residual branches start at zero
-        torch.nn.init.normal_(parameter, std=0.3)
-    return encoder
-
-
-def test_a_gang_is_one_sharded_encoder_and_survives_a_hung_rank(ray_session, spec):
-    gang = Gang(spec, RuntimeConfig(gang_ranks=2))
-    encoder = spec.build()
-    tokens = np.random.default_rng(0).integers(0, VOCABULARY, (5, LENGTH))
+def test_a_gang_is_one_sharded_encoder_and_survives_a_hung_rank(ray_session, tmp_path):
+    encoder = random_weights(Encoder(MODEL, VOCABULARY))
+    weights = {f"encoder.{name}": value for name, value in encoder.state_dict().items()}
+    save_file(weights, tmp_path / "model.safetensors")
+    tokens = np.random.default_rng(0).integers(0, VOCABULARY, (5, 12))
     with torch.no_grad():
         alone = encoder(torch.from_numpy(tokens))
 
-    memory = gang.encode(tokens)
-    assert memory.shape == (5, LENGTH, MODEL.memory_tokens, MODEL.width)
-    torch.testing.assert_close(memory, alone, atol=1e-5, rtol=0)
+    spec = EncoderSpec(MODEL, VOCABULARY, Location.of(tmp_path), "float32", "float32")
+    gang = Gang(spec, RuntimeConfig(gang_ranks=2))
+    torch.testing.assert_close(gang.encode(tokens), alone, atol=1e-5, rtol=0)
 
     total = sum(parameter.numel() for parameter in encoder.parameters())
     held = on_ranks(gang, lambda rank: [p.ds_tensor.numel() for p in rank.engine.parameters()])

@@ -4,7 +4,6 @@ import signal
 import threading
 import time
 
-import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,58 +13,38 @@ import torch
 from pyarrow import fs
 from safetensors.torch import save_file
 
-from smt_ray.config import DataConfig, LabelConfig, ModelConfig, RunConfig, RuntimeConfig
-from smt_ray.data.shards import MANIFEST, memory_to_tensor, open_shards, token_schema
+from smt_ray.config import DataConfig, LabelConfig, RunConfig, RuntimeConfig
+from smt_ray.data.shards import MANIFEST, memory_to_tensor, open_shards
 from smt_ray.data.storage import Location
 from smt_ray.distributed import labels
 from smt_ray.model.encoder import Encoder
+from tests.samples import MODEL, VOCABULARY, random_weights, rows, write
 
 pytestmark = pytest.mark.ray
 
-LENGTH, VOCABULARY = 16, 32
+LENGTH = 16
 CONFIG = RunConfig(
     data=DataConfig(sequence_length=LENGTH),
-    model=ModelConfig(width=16, memory_tokens=3, heads=2, encoder_depth=1, register_depth=1),
+    model=MODEL,
     labels=LabelConfig(fraction=0.8),
     runtime=RuntimeConfig(gang_batch=6),
 )
-SHAPE = (CONFIG.model.memory_tokens, CONFIG.model.width)
 ROWS = {"train": 330, "validation": 48}
 
 
 @pytest.fixture
 def root(tmp_path):
     """Tokens and a teacher's weights, on a file system other than the local one."""
-    root = Location(fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()), "store")
-    random = np.random.default_rng(0)
-    for split, rows in ROWS.items():
-        directory = (root / "tokens" / split).make_dir()
-        shards = {}
-        for unit, ids in enumerate(np.array_split(np.arange(rows), 3)):
-            tokens = random.integers(0, VOCABULARY, len(ids) * (LENGTH + 1), np.int32)
-            columns = [
-                pa.array(ids + (unit << 32)),
-                pa.FixedSizeListArray.from_arrays(pa.array(tokens), LENGTH + 1),
-                pa.array(np.zeros(len(ids), np.int32)),
-            ]
-            file = directory / f"{unit}.parquet"
-            table = pa.Table.from_arrays(columns, schema=token_schema(LENGTH))
-            pq.write_table(table, file.path, filesystem=file.filesystem, row_group_size=50)
-            shards[file.name] = len(ids)
-        manifest = {"kind": "tokens", "sequence_length": LENGTH, "vocabulary": VOCABULARY}
-        (directory / MANIFEST).write_json({**manifest, "shards": shards})
-    weights = {f"encoder.{k}": v for k, v in random_encoder().state_dict().items()}
-    (root / "teacher").make_dir()
-    save_file(weights, tmp_path / "store" / "teacher" / "model.safetensors")
-    return root
+    for split, count in ROWS.items():
+        write(Location.of(tmp_path / "tokens" / split), rows(count, LENGTH), files=3, group=50)
+    weights = {f"encoder.{name}": value for name, value in encoder().state_dict().items()}
+    (tmp_path / "teacher").mkdir()
+    save_file(weights, tmp_path / "teacher" / "model.safetensors")
+    return Location(fs.SubTreeFileSystem(str(tmp_path.parent), fs.LocalFileSystem()), tmp_path.name)
 
 
-def random_encoder():
-    torch.manual_seed(0)
-    encoder = Encoder(CONFIG.model, VOCABULARY)
-    for parameter in encoder.parameters():  # residual branches start at zero
-        torch.nn.init.normal_(parameter, std=0.3)
-    return encoder
+def encoder():
+    return random_weights(Encoder(MODEL, VOCABULARY))
 
 
 def test_killed_label_runs_go_on_and_label_each_sequence_once(ray_session, root, monkeypatch):
@@ -130,10 +109,10 @@ def check_labels(root, split):
     assert found["sequence_id"].equals(chosen["sequence_id"])
     assert found["tokens"].equals(chosen["tokens"])
 
-    windows = np.array(chosen["tokens"].to_pylist())
+    windows = torch.tensor(chosen["tokens"].to_pylist())
     with torch.no_grad():
-        alone = random_encoder()(torch.from_numpy(windows[:, :-1]))
-    memory = memory_to_tensor(found["memory"], *SHAPE, "bfloat16")
+        alone = encoder()(windows[:, :-1])
+    memory = memory_to_tensor(found["memory"], MODEL.memory_tokens, MODEL.width, "bfloat16")
     torch.testing.assert_close(memory.float(), alone, atol=1e-5, rtol=2**-8)
     assert (memory == alone.bfloat16()).float().mean() > 0.999
 

@@ -1,6 +1,5 @@
 """Ray Train around the loop: workers, failures, checkpoints kept, and the weights that come out."""
 
-import math
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -60,23 +59,20 @@ def fit(program: Program, runtime: RuntimeConfig, output: Location) -> dict[str,
     problem = result.return_value  # type: ignore[attr-defined]
     if problem:
         raise ValueError(problem)
-    saved = [
-        (metrics["validation/loss"], metrics["step"], checkpoint)
-        for checkpoint, metrics in result.best_checkpoints or []
-    ]
-    if max(step for _, step, _ in saved) < program.train.steps:
-        raise Stopped(f"{program.stage} stopped at step {max(step for _, step, _ in saved)}")
-    loss, step, best = min(saved, key=lambda entry: entry[:2])
+    assert result.metrics
+    assert result.best_checkpoints
+    if result.metrics["step"] < program.train.steps:
+        raise Stopped(f"{program.stage} stopped at step {result.metrics['step']}")
+    best, metrics = result.best_checkpoints[0]  # apart from the latest, as a rule
     with TemporaryDirectory() as directory:
         weights = Checkpoint(Path(best.to_directory(directory))).weights()
         (output / "model.safetensors").write_bytes(save(weights))
     rates = sorted(
         row["rate/tokens_per_s"] for row in read_metrics(output) if "rate/tokens_per_s" in row
     )
-    assert math.isfinite(loss)
     return {
         "steps": program.train.steps,
-        "best_step": step,
-        "validation_loss": loss,
+        "best_step": metrics["step"],
+        "validation_loss": metrics["validation/loss"],
         "tokens_per_s": rates[len(rates) // 2],
     }

@@ -1,0 +1,119 @@
+"""Training by Ray Train: killed, stopped and gone on with, it ends as if nothing had happened."""
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+from safetensors.torch import load_file
+
+from smt_ray.data.storage import Location
+from smt_ray.distributed.checkpoint import Checkpoint
+from smt_ray.distributed.trainer import fit
+from tests.ray.driver import CONFIG, KILLED, RUNTIME, SLOW, STEPS, prepare, program
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
+
+ROOT = Path(__file__).parents[2]
+VALIDATE = CONFIG.dmt.train.validate_every
+
+
+@pytest.fixture(autouse=True)
+def _prompt(monkeypatch):
+    """Let Ray Train look for reports more often: each one waits for it."""
+    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
+
+
+def read_rows(directory):
+    """Return the figures of metrics.jsonl but times: rows of training, and of validation."""
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    apart = {"stage", "time/step_s", "rate/tokens_per_s"}
+    kept = [{name: v for name, v in row.items() if name not in apart} for row in lines]
+    return [r for r in kept if "loss/total" in r], [r for r in kept if "validation/loss" in r]
+
+
+def checkpoints(directory):
+    return sorted(p for p in (directory / "train").iterdir() if p.name.startswith("step-"))
+
+
+def wait_for(file, process):
+    while not file.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+
+
+def test_a_run_that_was_killed_and_stopped_ends_like_a_whole_one(tmp_path):
+    plain = prepare(tmp_path)
+    whole, harmed = tmp_path / "whole", tmp_path / "harmed"
+    figures = fit(plain, RUNTIME, Location.of(whole).make_dir())
+
+    training, validation = read_rows(whole)
+    assert [row["step"] for row in training] == [*range(1, STEPS + 1)]
+    assert [row["step"] for row in validation] == [*range(0, STEPS, VALIDATE), STEPS]
+    assert training[-1]["loss/total"] < training[0]["loss/total"]
+    assert all(row["norm/gradient"] > 0 for row in training)
+    assert figures["steps"] == STEPS
+    assert figures["tokens_per_s"] > 0
+    best = min(validation, key=lambda row: row["validation/loss"])
+    assert figures["validation_loss"] == best["validation/loss"]
+    assert figures["best_step"] == best["step"]
+    assert list((whole / "tensorboard").glob("events*"))
+    kept = {int(path.name[5:]) for path in checkpoints(whole)}
+    assert kept == {best["step"], STEPS}
+    weights = load_file(whole / "model.safetensors")
+    saved = Checkpoint(whole / "train" / f"step-{best['step']:09d}").weights()
+    assert all(torch.equal(weights[name], saved[name]) for name in saved)
+
+    address = ray.get_runtime_context().gcs_address
+    harmed.mkdir()
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "tests.ray.driver", str(tmp_path), address],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(tmp_path / "slow", driver)
+    assert (tmp_path / "killed").exists()
+    driver.send_signal(signal.SIGTERM)
+    said, errors = driver.communicate(timeout=120)
+    (tmp_path / "stopped").touch()
+    assert driver.returncode == 143, errors
+    stop = Checkpoint(checkpoints(harmed)[-1]).step
+    assert said.splitlines()[-1] == f"dmt stopped at step {stop}"
+    assert KILLED < SLOW < stop < STEPS
+    assert [row["step"] for row in read_rows(harmed)[0]] == [*range(1, stop + 1)]
+    assert not (harmed / "model.safetensors").exists()
+
+    again = fit(program(tmp_path, str(tmp_path)), RUNTIME, Location.of(harmed))
+    for rows, expected in zip(read_rows(harmed), (training, validation), strict=True):
+        for row, other in zip(rows, expected, strict=True):
+            assert row == pytest.approx(other, rel=1e-5, abs=1e-5)
+    for name in ("steps", "best_step", "validation_loss"):
+        assert again[name] == pytest.approx(figures[name], rel=1e-5)
+    found = load_file(harmed / "model.safetensors")
+    assert set(found) == set(weights)
+    for name, value in weights.items():
+        torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-5)
+
+    # Once more, as after a kill between the last checkpoint and the end; on another world size.
+    one = dataclasses.replace(RUNTIME, workers=1)
+    assert fit(plain, one, Location.of(harmed)) == again
+    assert [len(rows) for rows in read_rows(harmed)] == [len(training), len(validation)]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
+    plain = prepare(tmp_path)
+    config = CONFIG.override("dmt.train.learning-rate", 1e30).override("runtime.workers", 1)
+    bad = dataclasses.replace(plain, config=config)
+    with pytest.raises(
+        ValueError, match=r"^dmt: loss/total.* not finite at step (\d+); lower its "
+    ):
+        fit(bad, config.runtime, Location.of(tmp_path / "bad").make_dir())
+    assert [path.name for path in checkpoints(tmp_path / "bad")] == ["step-000000000"]

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from smt_ray.config import (
     DataConfig,
     DmtConfig,
+    EvaluationConfig,
+    LabelConfig,
     LossConfig,
     ModelConfig,
     RunConfig,
@@ -16,7 +18,50 @@ from smt_ray.config import (
 
 def tiny() -> RunConfig:
     """Two CPU cores, a few minutes."""
-    return RunConfig(preset="tiny", name="tiny")
+    return RunConfig(
+        preset="tiny",
+        name="tiny",
+        model=ModelConfig(
+            width=64,
+            memory_tokens=4,
+            heads=2,
+            encoder_depth=3,
+            register_depth=1,
+            decoder_depth=1,
+            cell_depth=2,
+        ),
+        teacher=TrainConfig(
+            steps=2800,
+            global_batch=8,
+            learning_rate=4e-3,
+            schedule="cosine",
+            warmup_fraction=0.05,
+            validate_every=1400,
+            validation_batches=32,
+        ),
+        labels=LabelConfig(fraction=0.02),
+        transition=TransitionConfig(
+            train=TrainConfig(
+                steps=300,
+                global_batch=16,
+                learning_rate=2e-3,
+                schedule="cosine",
+                validate_every=300,
+                validation_batches=8,
+            )
+        ),
+        dmt=DmtConfig(
+            train=TrainConfig(
+                steps=1200,
+                global_batch=16,
+                learning_rate=1e-3,
+                schedule="cosine",
+                validate_every=600,
+                validation_batches=8,
+            )
+        ),
+        evaluation=EvaluationConfig(sequences=512),
+    )
 
 
 def small() -> RunConfig:

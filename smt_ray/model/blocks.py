@@ -9,8 +9,8 @@ from einops import rearrange
 from jaxtyping import Bool, Complex, Float, Int
 from torch import Tensor, nn
 
-Rotation = Complex[Tensor, "T half_d"]
-"""Rotary angles of T positions, as complex numbers of modulus 1."""
+Rotation = Complex[Tensor, "*T half_d"]
+"""Rotary angles of positions, as complex numbers of modulus 1."""
 
 
 def rms_norm(x: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:

@@ -57,11 +57,13 @@ def parse_run(arguments: Sequence[str], description: str) -> Options:
     return parse(Options, arguments, text, default=Options(run=base, config=file))
 
 
-def parse(kind: type[Flags], arguments: Sequence[str], description: str, default: Flags) -> Flags:
+def parse(
+    kind: type[Flags], arguments: Sequence[str], description: str, default: Flags | None = None
+) -> Flags:
     """Parse flags into a dataclass; `--help` prints and exits.
 
     Raises:
-        ValueError: in one line, for an unknown flag or a bad value.
+        ValueError: in one line, for an unknown flag, a missing one or a bad value.
     """
     said = io.StringIO()
     try:
@@ -69,7 +71,7 @@ def parse(kind: type[Flags], arguments: Sequence[str], description: str, default
             options, unknown = tyro.cli(
                 kind,
                 args=list(arguments),
-                default=default,
+                default=tyro.MISSING_NONPROP if default is None else default,
                 description=description,
                 return_unknown_args=True,
             )
@@ -129,4 +131,5 @@ def _first_line(box: str) -> str:
             break
         if row and not row.startswith(("\u256d", "\u2500")):
             text.append(row)
-    return re.sub(r"^Error parsing [\w.-]*: (?=\S+=)", "", " ".join(text))
+    line = re.sub(r"^Error parsing [\w.-]*: (?=\S+=)", "", " ".join(text))
+    return re.sub(r"^Missing from \S+: ", "missing: ", line)

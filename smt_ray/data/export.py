@@ -4,10 +4,13 @@ Loading needs torch and safetensors; no ray and no pickle.
 """
 
 import dataclasses
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from smt_ray.config import ModelConfig
@@ -16,6 +19,7 @@ from smt_ray.data.tokenizers import Tokenizer, load_tokenizer
 from smt_ray.model.rnn import RNN
 
 FORMAT = 1
+UTF8_BYTES = 4  # of one character, at most
 
 
 def save_rnn(rnn: RNN, directory: Location, tokenizer: Tokenizer) -> None:
@@ -56,32 +60,52 @@ class ExportedRNN(RNN):
             ValueError: if the prompt is empty.
         """
         ids = torch.from_numpy(self.tokenizer.encode(prompt)).long()
+        tokens = self.generate(ids, length, temperature=temperature, generator=generator)
+        before: list[int] = []  # the last piece: some tokenizers drop the space that begins a text
         held: list[int] = []
-        for token in self.generate(ids, length, temperature=temperature, generator=generator):
+        for token in tokens:
             held.append(token)
-            text = self.tokenizer.decode(held)
-            if not text.endswith("\ufffd") or len(held) == 4:  # UTF-8 takes 4 bytes at most
-                yield text
-                held = []
+            if not self._text(before, held).endswith("\ufffd") or len(held) == UTF8_BYTES:
+                yield self._text(before, held)
+                before, held = held, []
         if held:
-            yield self.tokenizer.decode(held)
+            yield self._text(before, held)
+
+    def _text(self, before: list[int], tokens: list[int]) -> str:
+        """Return what `tokens` add to the text of those `before` them."""
+        decode = self.tokenizer.decode
+        return decode(before + tokens)[len(decode(before)) :]
 
 
 def load_rnn(path: str | Path | Location) -> ExportedRNN:
     """Load an exported RNN, in evaluation mode.
 
     Raises:
-        ValueError: if `path` holds no exported RNN, or one of another format.
+        ValueError: in one line, if `path` holds no exported RNN, a damaged one, or one of another
+            format.
     """
     directory = Location.of(path)
-    if not (directory / "config.json").exists():
+    config = _read(directory, "config.json", json.loads)
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise ValueError(f"model={directory}: config.json is not of format {FORMAT} of an RNN")
+    weights = _read(directory, "model.safetensors", load)
+    tokenizer = load_tokenizer(directory)
+    try:
+        rnn = ExportedRNN(ModelConfig(**config["model"]), config["vocabulary"], tokenizer)
+        rnn.load_state_dict(weights)
+    except (KeyError, TypeError, RuntimeError) as error:
         raise ValueError(
-            f"model={directory}: no config.json here; give the `rnn` directory of a run"
-        )
-    config = (directory / "config.json").read_json()
-    if config.get("format") != FORMAT:
-        raise ValueError(f"model={directory}: format {config.get('format')}, this reads {FORMAT}")
-    shape = ModelConfig(**config["model"])
-    rnn = ExportedRNN(shape, config["vocabulary"], load_tokenizer(directory))
-    rnn.load_state_dict(load((directory / "model.safetensors").read_bytes()))
+            f"model={directory}: model.safetensors and config.json do not fit each other"
+        ) from error
     return rnn.eval()
+
+
+def _read(directory: Location, name: str, parse: Callable[[bytes], Any]) -> Any:
+    try:
+        return parse((directory / name).read_bytes())
+    except OSError as error:
+        raise ValueError(
+            f"model={directory}: no {name} here; give the `rnn` directory of a run"
+        ) from error
+    except (ValueError, SafetensorError) as error:
+        raise ValueError(f"model={directory}: {name} is truncated or of another kind") from error

@@ -14,7 +14,7 @@ Summary = Mapping[str, Any]
 LABELS = {
     "name": "run",
     "preset": "preset",
-    "source": "training text",
+    "source": "source",
     "tokens_train": "training tokens",
     "parameters_teacher": "parameters of the teacher",
     "parameters_rnn": "parameters of the RNN",
@@ -22,6 +22,7 @@ LABELS = {
     "order1_bits": "order-1 model, bits per byte",
     "order2_bits": "order-2 model, bits per byte",
     "bptt_bits": "BPTT, bits per byte",
+    "teacher_bits_before_dmt": "teacher before DMT, bits per byte",
     "teacher_bits": "teacher, bits per byte",
     "rnn_bits_before_dmt": "RNN before DMT, bits per byte",
     "rnn_bits": "RNN, bits per byte",
@@ -31,6 +32,8 @@ LABELS = {
     "labels_per_s": "labels per second",
     "transitions_per_s": "transitions per second",
     "tokens_per_s": "teacher's training tokens per second",
+    "sequences": "validation sequences",
+    "rnn_tokens_per_s": "RNN, tokens per second",
     "wall_seconds": "wall time",
     "resumed": "resumed",
 }

@@ -58,10 +58,10 @@ def test_samples_follow_the_softmax(rnn):
     random = torch.Generator().manual_seed(0)
     draws = [
         next(rnn.generate(torch.tensor([5, 6]), 1, temperature=0.8, generator=random))
-        for _ in range(2000)
+        for _ in range(800)
     ]
-    found = torch.bincount(torch.tensor(draws), minlength=VOCABULARY) / 2000
-    assert (found - expected).abs().max() < 4 * 0.5 / 2000**0.5
+    found = torch.bincount(torch.tensor(draws), minlength=VOCABULARY) / 800
+    assert (found - expected).abs().max() < 4 * 0.5 / 800**0.5
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_a_place_without_a_model_is_refused(exported, tmp_path):
         load_rnn(tmp_path)
     config = exported[1] / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"format": 99}))
-    with pytest.raises(ValueError, match=r"^model=.*format 99, this reads 1$"):
+    with pytest.raises(ValueError, match=r"^model=[^\n]*format[^\n]* 1\b[^\n]*$"):
         load_rnn(exported[1])
 
 

@@ -40,7 +40,7 @@ class DataConfig:
 
     source: str = "stdlib"
     """`stdlib` (the Python library's own source text), a path, glob or URI of .txt, .jsonl,
-    .parquet or .npy files, or `hf:NAME` (a Hugging Face data set, or a directory that holds one)."""
+    .parquet or .npy files, or `hf:NAME` (a Hugging Face data set or a directory with one)."""
     tokenizer: str = "bytes"
     """`bytes` (vocabulary 256) or the path of a Hugging Face `tokenizers` JSON file."""
     sequence_length: int = 128

@@ -23,7 +23,7 @@ DATA_CPUS = 2
 WORKER_ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
     "TOKENIZERS_PARALLELISM": "false",
-    # Keep freed memory: glibc would give each large tensor back to the system and fault it in again.
+    # Keep freed memory: glibc would give each large tensor back and fault it in again.
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
 }

@@ -84,7 +84,7 @@ def test_the_config_of_a_run_makes_it_again(tmp_path):
         (["--teacher.learning-rate", "0"], "teacher.learning-rate=0.0: must be > 0"),
         (["--dmt.train.steps", "0"], "dmt.train.steps=0: must be >= 1"),
         (["--labels.fraction", "2"], "labels.fraction=2.0: must be in (0, 1]"),
-        (["--runtime.workers", "5"], "runtime.workers=5: must divide teacher.global-batch=32 .*"),
+        (["--runtime.workers", "5"], "runtime.workers=5: must divide teacher.global-batch=8 .*"),
         (["--name", "a/b"], "name='a/b': must be a plain directory name, not `artifacts`"),
         (["--config", "{}/none.yaml"], "config={}/none.yaml: cannot be read .*"),
         (["--config", "{}/list.yaml"], "config={}/list.yaml: must hold fields, as .*"),

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import psutil
@@ -82,6 +83,7 @@ def test_the_command_writes_what_the_model_writes(model):
 
 def backend(kind):
     """Train a tokenizer that joins words in its own way."""
+    trainer: Any
     match kind:
         case "byte-level":
             made = Backend(models.BPE())
@@ -127,9 +129,15 @@ def test_pieces_are_whole_characters_and_join_to_the_text(tmp_path, kind):
     assert len(pieces) > len(text) / 8
 
 
+class BrokenBytes(ByteTokenizer):
+    """Gives the same bytes for any text: some of them begin a character that does not end."""
+
+    def encode(self, text):
+        return np.array([0x61, 0xF0, 0x9F, 0xE2, 0x82, 0x62, 0xFF], np.int32)
+
+
 def test_bad_bytes_stream_too():
-    rnn = Parrot(MODEL, 256, ByteTokenizer())
-    rnn.tokenizer.encode = lambda _: np.array([0x61, 0xF0, 0x9F, 0xE2, 0x82, 0x62, 0xFF])
+    rnn = Parrot(MODEL, 256, BrokenBytes())
     assert re.fullmatch("a\ufffd+b\ufffd", "".join(rnn.write("", 0)))
 
 
@@ -205,7 +213,7 @@ def plain_bits(rnn, source):
 
     bits, covered, count = 0.0, 0, 0
     for unit in plan(source)["validation"]:
-        stream = b"\0".join(bytes(text) for text in read(unit, source, rnn.tokenizer))
+        stream = b"\0".join(cast(bytes, text) for text in read(unit, source, rnn.tokenizer))
         for start in range(0, len(stream) - 12, 12):
             memory, window = rnn.initial(1), stream[start : start + 13]
             for token, target in itertools.pairwise(window):

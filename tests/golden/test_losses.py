@@ -1,0 +1,66 @@
+"""Twenty losses of every objective, to full precision: what should not change them must not.
+
+The numbers are those of one torch thread in fp32. Kernels differ between processors, hence the
+tolerance; a change of the method differs by far more. `pytest tests/golden --update-golden`
+rewrites the file.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from smt_ray.config import DmtConfig, LossConfig, ModelConfig
+from smt_ray.objectives.dmt import Dmt
+from smt_ray.objectives.objective import previous
+from smt_ray.objectives.teacher import Teacher
+from smt_ray.objectives.transition import Transition
+
+FILE = Path(__file__).with_name("losses.json")
+B, L, V, STEPS = 8, 24, 32, 20
+MODEL = ModelConfig(width=32, memory_tokens=4, heads=4, encoder_depth=2, decoder_depth=2)
+OBJECTIVES = {
+    "teacher": lambda: Teacher(MODEL, LossConfig(timesteps=4, horizon=8), V, seed=0),
+    "transition": lambda: Transition(MODEL, V),
+    "dmt": lambda: Dmt(MODEL, DmtConfig(), V),
+}
+
+
+def batches():
+    """Yield batches of counting sequences, with memories that are a fixed map of the tokens."""
+    table = torch.randn(V, MODEL.memory_tokens, MODEL.width)
+    for step in range(STEPS):
+        start, stride = torch.randint(V, (B, 1)), torch.randint(1, 5, (B, 1))
+        tokens = (start + stride * torch.arange(L + 1)) % V
+        memory = torch.nn.functional.rms_norm(
+            table[tokens[:, :-1]] + table[tokens[:, 1:]], (MODEL.width,)
+        )
+        yield {
+            "sequence_id": torch.arange(B) + step * B,
+            "inputs": tokens[:, :-1],
+            "targets": tokens[:, 1:],
+            "memory": memory,
+            "state": previous(memory),
+            "step": torch.tensor(step),
+        }
+
+
+@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+def test_losses_are_those_on_file(name, update_golden):
+    objective = OBJECTIVES[name]()
+    optimizer = torch.optim.AdamW(objective.parameters(), lr=3e-3)
+    losses = []
+    for batch in batches():
+        loss = objective(batch)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(objective.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    known = json.loads(FILE.read_text()) if FILE.exists() else {}
+    if update_golden:
+        FILE.write_text(json.dumps({**known, name: losses}, indent=1, sort_keys=True) + "\n")
+    else:
+        assert losses == pytest.approx(known[name], rel=1e-5)

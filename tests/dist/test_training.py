@@ -27,7 +27,7 @@ from tests.samples import MODEL, VOCABULARY, random_weights, rows, write
 
 pytestmark = pytest.mark.dist
 
-L, HALF, STEPS, STAGES = 8, 4, 8, (0, 1, 2, 3)
+L, HALF, STEPS, STAGES, ENDS = 8, 4, 8, (0, 1, 2, 3), (0, 3)
 CLIP = 0.05
 
 
@@ -92,6 +92,7 @@ def on_two_ranks(work: Work) -> Runs:
         runs[f"teacher, ZeRO {stage}"] = train(
             program, STEPS, save=saved, zero_stage=stage, micro_batch=2
         )
+    for stage in ENDS:
         runs[f"dmt, ZeRO {stage}"] = train(work.dmt(), STEPS, zero_stage=stage, micro_batch=2)
     alike = {
         "teacher": work.teacher(uniformity=0.0),
@@ -105,7 +106,7 @@ def on_two_ranks(work: Work) -> Runs:
     runs["transition, half"] = train(
         work.transition(), HALF, save=place / "half", zero_stage=3, micro_batch=2
     )
-    for stage in STAGES:
+    for stage in ENDS:
         program, saved = work.dmt(precision="bfloat16"), place / f"bfloat16-{stage}"
         at = functools.partial(train, program, zero_stage=stage, micro_batch=2)
         runs[f"bfloat16 {stage}"] = at(STEPS)
@@ -146,8 +147,9 @@ def same(one, other):
         assert values == pytest.approx(other[name], rel=tolerance, abs=tolerance), name
 
 
-@pytest.mark.parametrize("objective", ["teacher", "dmt"])
-@pytest.mark.parametrize("stage", STAGES[1:])
+@pytest.mark.parametrize(
+    ("objective", "stage"), [("teacher", 1), ("teacher", 2), ("teacher", 3), ("dmt", 3)]
+)
 def test_zero_stages_agree(runs, objective, stage):
     plain = runs[f"{objective}, ZeRO 0"]
     assert len(plain["loss/total"]) == STEPS
@@ -186,7 +188,7 @@ def test_two_zero_3_ranks_go_on_as_one_plain_rank(runs):
     same(joined | {"validation": rest["validation"]}, whole)
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", ENDS)
 def test_bfloat16_goes_on_as_if_nothing_happened(runs, stage):
     half, rest, whole = (runs[f"bfloat16 {stage}{part}"] for part in (", half", ", rest", ""))
     joined = {name: half[name] + rest[name] for name in whole if name != "validation"}

@@ -81,7 +81,10 @@ class Location:
     def files(self, suffix: str = "", recursive: bool = False) -> list["Location"]:
         """Return the files below this directory whose names end in `suffix`, sorted by path."""
         selector = fs.FileSelector(self.path, allow_not_found=True, recursive=recursive)
-        found = self.filesystem.get_file_info(selector)
+        try:
+            found = self.filesystem.get_file_info(selector)
+        except FileNotFoundError:  # the directory went while it was being listed
+            return []
         paths = (f.path for f in found if f.type == fs.FileType.File and f.path.endswith(suffix))
         return [Location(self.filesystem, path) for path in sorted(paths)]
 

@@ -80,10 +80,14 @@ def train_worker(settings: dict[str, Assignment]) -> str:
         Why the training cannot go on, or nothing. An exception would make Ray Train try again, to
         the same end.
     """
+    training = Training(settings["assignment"])
     try:
-        Training(settings["assignment"]).run()
+        training.run()
     except FloatingPointError as error:
         return str(error)
+    finally:
+        if training.log:
+            training.log.close()
     return ""
 
 

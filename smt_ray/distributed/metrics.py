@@ -1,6 +1,7 @@
 """What a training run writes down: `metrics.jsonl`, TensorBoard events, and the progress line."""
 
 import json
+import shutil
 import time
 from pathlib import Path
 from tempfile import mkdtemp
@@ -40,6 +41,12 @@ class MetricsLog:
         self._board.flush()
         Location.of(self._local).copy_to((self.directory / "tensorboard").make_dir())
         self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        """Write everything, and remove the local copy."""
+        self.flush()
+        self._board.close()
+        shutil.rmtree(self._local)
 
 
 def read_metrics(directory: Location) -> list[Row]:

@@ -1,0 +1,210 @@
+"""Job submission from start to end: a head with a token, a job that is stopped and goes on."""
+
+import contextlib
+import json
+import os
+import re
+import socket
+import subprocess
+import sysconfig
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
+
+ROOT = Path(__file__).parents[2]
+DEFAULT_ADDRESS = Path("/tmp/ray/ray_current_cluster")  # what other drivers on this machine join
+STEPS = 1500
+ARGUMENTS = (
+    *("--data.sequence-length", "16", "--loss.horizon", "2", "--loss.timesteps", "1"),
+    *("--model.width", "8", "--model.memory-tokens", "1", "--model.heads", "2"),
+    *("--model.encoder-depth", "1", "--model.register-depth", "1", "--model.cell-depth", "1"),
+    *("--teacher.steps", str(STEPS), "--teacher.validate-every", str(STEPS)),
+    *("--transition.train.steps", "5", "--dmt.train.steps", "5", "--labels.fraction", "0.1"),
+    *("--runtime.workers", "1", "--runtime.gang-ranks", "1", "--runtime.checkpoint-every", "50"),
+)
+
+
+@dataclass
+class Head:
+    """A Ray head of this test's own, and the client's way to it."""
+
+    home: Path
+    environment: dict[str, str]
+
+    def client(self, *arguments: object, **changes: str) -> subprocess.CompletedProcess[str]:
+        """Run `ray ...` from the root of the project."""
+        return subprocess.run(
+            ["ray", *map(str, arguments)],
+            cwd=ROOT,
+            env=self.environment | changes,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+
+    def submit(self, name: str, *command: object, wait: bool = True, **changes: str) -> str:
+        """Submit a job as the documentation says; return what was said."""
+        options = ["--runtime-env", "jobs/runtime_env.yaml", "--submission-id", name]
+        options += [] if wait else ["--no-wait"]
+        result = self.client(
+            *("job", "submit", "--working-dir", ".", *options, "--", *command), **changes
+        )
+        return result.stdout + result.stderr
+
+    def logs(self, name: str) -> str:
+        """Return the output of a job so far."""
+        return self.client("job", "logs", name).stdout
+
+    def end_of(self, name: str) -> str:
+        """Return how a job ended: `succeeded`, `failed` or `was stopped`."""
+        result = self.client("job", "status", name)
+        found = re.search(f"Job '{name}' ([a-z ]+)", result.stdout + result.stderr)
+        assert found, result
+        return found[1]
+
+
+def free_port() -> int:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        return int(held.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Head]:
+    """Start a head beside any other Ray: own ports, own files, own token; end what it started."""
+    before = DEFAULT_ADDRESS.read_text() if DEFAULT_ADDRESS.exists() else None
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as place:
+        home, dashboard = Path(place), free_port()
+        scripts = sysconfig.get_path("scripts")
+        environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+            "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
+            "HOME": place,
+            "RAY_AUTH_MODE": "token",
+            "RAY_TMPDIR": place,
+            "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
+        }
+        head = Head(home, environment)
+        assert head.client("get-auth-token", "--generate").returncode == 0
+        ports = {"port": free_port(), "ray-client-server-port": free_port()}
+        ports |= {"dashboard-port": dashboard, "dashboard-agent-listen-port": free_port()}
+        command = ["ray", "start", "--head", "--block", "--num-cpus", "8", "--temp-dir", place]
+        command += ["--dashboard-host", "127.0.0.1", "--disable-usage-stats"]
+        command += [f"--{name}={port}" for name, port in ports.items()]
+        with (
+            open(home / "start.log", "w") as log,
+            subprocess.Popen(command, env=environment, stdout=log, stderr=log) as process,
+        ):
+            try:
+                wait(lambda: head.client("job", "list").returncode == 0, 120)
+                yield head
+            finally:
+                end(process)
+    assert before == (DEFAULT_ADDRESS.read_text() if DEFAULT_ADDRESS.exists() else None)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a process and all that it started."""
+    started = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    process.terminate()
+    for left in psutil.wait_procs(started, timeout=10)[1]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            left.kill()
+
+
+def wait(condition, seconds):
+    """Wait until `condition()` holds."""
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it took too long"
+        time.sleep(1)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> Path:
+    """Four modules of the standard library as a source."""
+    place = tmp_path_factory.mktemp("text")
+    for name in ("argparse", "ast", "inspect", "typing"):
+        code = (Path(sysconfig.get_path("stdlib")) / f"{name}.py").read_bytes()
+        (place / f"{name}.txt").write_bytes(code)
+    return place
+
+
+def test_without_the_token_nothing_is_submitted(head, tmp_path):
+    said = head.submit("none", "true", HOME=str(tmp_path), RAY_AUTH_MODE="disabled")
+    assert "Missing authentication token" in said
+    assert "none" not in head.client("job", "list").stdout
+
+
+def test_driver_and_workers_run_the_uploaded_tree(head):
+    script = (
+        "import os, ray, smt_ray; ray.init(); "
+        "where = ray.remote(lambda: (smt_ray.__file__, sorted(os.listdir('.')))); "
+        "print('FOUND', smt_ray.__file__, *ray.get(where.remote()))"
+    )
+    said = head.submit("where", "python", "-c", script)
+    (line,) = (line for line in said.splitlines() if line.startswith("FOUND"))
+    driver, worker, *names = line.removeprefix("FOUND ").split(maxsplit=2)
+    assert driver == worker
+    assert driver.startswith(str(head.home))
+    assert {"'jobs'", "'smt_ray'"} <= set(names[0].strip("[]").split(", "))
+    unwanted = (".git'", ".venv", "runs", "cache", "egg-info")
+    assert not any(name in names[0] for name in unwanted), names
+
+
+def test_a_stopped_job_saves_and_goes_on_and_another_config_needs_overwrite(head, text, tmp_path):
+    storage = tmp_path / "storage"
+    command: tuple[object, ...] = ("python", "jobs/pretrain_lm.py", "--storage", storage)
+    command += ("--data.source", text, *ARGUMENTS)
+
+    head.submit("first", *command, wait=False)
+    wait(lambda: steps(storage) >= 50, 300)
+    stopped = steps(storage)
+    assert head.client("job", "stop", "first").returncode == 0
+    assert head.end_of("first") == "was stopped"
+    said = head.logs("first")
+    assert "SIGTERM: saving a checkpoint, then stopping" in said
+    assert "the same command goes on from there" in said
+    assert "Traceback" not in said
+    assert stopped <= steps(storage) < STEPS
+
+    said = head.submit("second", *command)
+    assert head.end_of("second") == "succeeded", said
+    assert "teacher    finished in" in said
+    assert "Traceback" not in said
+    summary = json.loads((storage / "tiny" / "summary.json").read_text())
+    assert summary["resumed"]
+    assert summary["rnn_bits"] < 8
+    rows = (storage / "tiny" / "metrics.jsonl").read_text().splitlines()
+    teacher = [row["step"] for row in map(json.loads, rows) if row["stage"] == "teacher"]
+    assert teacher == sorted(teacher)
+    assert min(teacher) < stopped < max(teacher) == STEPS
+
+    made = finished(storage)
+    other = (*command, "--evaluation.sample-length", "9")
+    said = head.submit("third", *other)
+    assert head.end_of("third") == "failed"
+    assert "error: evaluation.sample-length=9: run 'tiny' has evaluation.sample-length=" in said
+    assert "Traceback" not in said
+    said = head.submit("fourth", *other, "--overwrite")
+    assert head.end_of("fourth") == "succeeded", said
+    assert made.items() < finished(storage).items()
+
+
+def steps(storage: Path) -> int:
+    """Return the last step of the teacher's latest checkpoint."""
+    found = storage.glob("artifacts/teacher-*/train/step-*/state.json")
+    return max((int(file.parent.name.removeprefix("step-")) for file in found), default=0)
+
+
+def finished(storage: Path) -> dict[str, float]:
+    """Return when each finished artifact was finished."""
+    manifests = storage.glob("artifacts/*/manifest.json")
+    return {file.parent.name: file.stat().st_mtime for file in manifests}

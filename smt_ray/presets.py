@@ -31,32 +31,33 @@ def tiny() -> RunConfig:
             cell_depth=2,
         ),
         teacher=TrainConfig(
-            steps=2800,
+            steps=2000,
             global_batch=8,
             learning_rate=4e-3,
             schedule="cosine",
             warmup_fraction=0.05,
-            validate_every=1400,
+            validate_every=1000,
             validation_batches=32,
         ),
-        labels=LabelConfig(fraction=0.02),
+        labels=LabelConfig(fraction=0.03),
         transition=TransitionConfig(
             train=TrainConfig(
-                steps=300,
+                steps=250,
                 global_batch=16,
                 learning_rate=2e-3,
                 schedule="cosine",
-                validate_every=300,
+                validate_every=250,
                 validation_batches=8,
             )
         ),
         dmt=DmtConfig(
+            visits=8.0,
             train=TrainConfig(
-                steps=1200,
+                steps=900,
                 global_batch=16,
                 learning_rate=1e-3,
                 schedule="cosine",
-                validate_every=600,
+                validate_every=450,
                 validation_batches=8,
             )
         ),

@@ -59,7 +59,7 @@ def tiny() -> RunConfig:
                 schedule="cosine",
                 validate_every=450,
                 validation_batches=8,
-            )
+            ),
         ),
         evaluation=EvaluationConfig(sequences=512),
     )

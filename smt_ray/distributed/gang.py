@@ -6,7 +6,6 @@ Legend: N rows, L sequence, K memory tokens, D width.
 import logging
 import os
 import socket
-import uuid
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -84,21 +83,32 @@ class Rank:
         return memory.view(torch.uint8).numpy()
 
 
+def release(name: str) -> None:
+    """Free the resources of the gang of that name, and with them whatever still runs on them."""
+    with suppress(ValueError):  # there is none of this name
+        remove_placement_group(get_placement_group(name))
+
+
 class Gang:
     """N ranks in one placement group; a dead or hung one costs a rebuild and the batch a retry."""
 
     def __init__(
-        self, spec: EncoderSpec, runtime: RuntimeConfig, timeout_s: float = CALL_TIMEOUT_S
+        self,
+        spec: EncoderSpec,
+        runtime: RuntimeConfig,
+        name: str,
+        timeout_s: float = CALL_TIMEOUT_S,
     ) -> None:
         """Start the ranks, and let them encode once.
 
         Args:
             spec: the encoder, and the number format of its labels.
             runtime: ranks, threads, devices, and the failures that one batch may meet.
+            name: name of its placement group, unique in the cluster.
             timeout_s: longest wait for one batch.
         """
         self.spec, self.runtime, self.timeout_s = spec, runtime, timeout_s
-        self.name = ray.get_runtime_context().get_actor_id() or uuid.uuid4().hex
+        self.name = name
         self.ranks: list[Any] = []
         self.encode(np.zeros((runtime.gang_ranks, 2), np.int64))
 
@@ -129,8 +139,7 @@ class Gang:
         for rank in self.ranks:
             ray.kill(rank)
         self.ranks = []
-        with suppress(ValueError):  # there is none of this name
-            remove_placement_group(get_placement_group(self.name))
+        release(self.name)
 
     def _start(self) -> None:
         # An actor that Ray has restarted still has the group of its former gang.

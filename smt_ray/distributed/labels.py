@@ -29,7 +29,7 @@ from smt_ray.data.shards import (
     tensor_to_memory,
 )
 from smt_ray.data.storage import Location
-from smt_ray.distributed.gang import EncoderSpec, Gang
+from smt_ray.distributed.gang import EncoderSpec, Gang, release
 from smt_ray.objectives.objective import hashed
 
 SPLITS = ("train", "validation")
@@ -112,7 +112,9 @@ class Labeller:
         self, spec: EncoderSpec, runtime: RuntimeConfig, schema: pa.Schema, meter: Any
     ) -> None:
         """Start the gang."""
-        self.gang = Gang(spec, runtime)
+        name = f"gang-{ray.get_runtime_context().get_actor_id()}"
+        meter.join.remote(name)
+        self.gang = Gang(spec, runtime, name)
         self.schema, self.meter = schema, meter
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -128,11 +130,20 @@ class Labeller:
 
 @ray.remote(num_cpus=0)
 class Meter:
-    """Clocks a split: from the begin of the first batch to the end of the last, over all gangs."""
+    """Knows a split's gangs, and clocks them from the first batch's begin to the last one's end."""
 
     def __init__(self) -> None:
         """Start with nothing labelled."""
         self._labels, self._first, self._last = 0, 0.0, 0.0
+        self._gangs: set[str] = set()
+
+    def join(self, gang: str) -> None:
+        """Note a gang by name."""
+        self._gangs.add(gang)
+
+    def gangs(self) -> set[str]:
+        """Return the names of all gangs there were."""
+        return self._gangs
 
     def begin(self) -> None:
         """Note that a batch begins."""
@@ -183,6 +194,9 @@ def _label(
             row_group_size=row_group_rows(row_bytes),
             ray_remote_args={"num_cpus": 0},
         )
+    # Ray Data ends its map actors, but the placement groups they made outlive that.
+    for gang in ray.get(meter.gangs.remote()):
+        release(gang)
     return ray.get(meter.rate.remote())
 
 

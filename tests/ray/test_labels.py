@@ -76,6 +76,9 @@ def test_killed_label_runs_go_on_and_label_each_sequence_once(ray_session, root,
         open_shards(target / split, "labels")["sequences"] for split in ROWS
     )
     assert figures["labels_per_s"] > 0
+    groups = ray.util.placement_group_table().values()
+    assert groups
+    assert {group["state"] for group in groups if group["name"]} == {"REMOVED"}
 
     everything = shards(target)
     manifest = (target / "validation" / MANIFEST).read_json()

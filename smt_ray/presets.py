@@ -31,12 +31,12 @@ def tiny() -> RunConfig:
             cell_depth=2,
         ),
         teacher=TrainConfig(
-            steps=2000,
+            steps=1800,
             global_batch=8,
             learning_rate=4e-3,
             schedule="cosine",
             warmup_fraction=0.05,
-            validate_every=1000,
+            validate_every=900,
             validation_batches=32,
         ),
         labels=LabelConfig(fraction=0.03),
@@ -53,11 +53,11 @@ def tiny() -> RunConfig:
         dmt=DmtConfig(
             visits=8.0,
             train=TrainConfig(
-                steps=900,
+                steps=1300,
                 global_batch=16,
                 learning_rate=1e-3,
                 schedule="cosine",
-                validate_every=450,
+                validate_every=650,
                 validation_batches=8,
             ),
         ),

@@ -1,0 +1,60 @@
+"""Every command of the README is parsed by what it calls, and every module it names is there."""
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from jobs import evaluate, generate
+from smt_ray.command_line import parse, parse_run
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+LINES = "\n".join(BLOCKS).replace("\\\n", " ").splitlines()
+COMMANDS = [words for line in LINES if (words := shlex.split(line, comments=True))]
+
+
+def test_the_blocks_are_found():
+    assert ["make", "pretrain"] in COMMANDS
+    assert ["make", "test"] in COMMANDS
+
+
+@pytest.mark.parametrize(
+    "words", [words for words in COMMANDS if any(word.startswith("jobs/") for word in words)]
+)
+def test_a_job_takes_its_arguments(words):
+    at = next(n for n, word in enumerate(words) if re.fullmatch(r"jobs/\w+\.py", word))
+    arguments = words[at + 1 :]
+    if "--help" in arguments:
+        with pytest.raises(SystemExit) as stop:
+            parse_run(arguments, "")
+        assert stop.value.code == 0
+    elif words[at] == "jobs/pretrain_lm.py":
+        parse_run(arguments, "")
+    else:
+        job = {"jobs/generate.py": generate, "jobs/evaluate.py": evaluate}[words[at]]
+        parse(job.Options, arguments, "")
+    for option, value in zip(words, words[1:], strict=False):
+        if option == "--runtime-env":
+            assert (ROOT / value).exists()
+
+
+@pytest.mark.parametrize("words", [words for words in COMMANDS if words[0] == "make"])
+def test_a_make_target_is_there(words):
+    result = subprocess.run(["make", "--dry-run", *words[1:]], cwd=ROOT, capture_output=True)
+    assert result.returncode == 0
+
+
+def test_the_modules_of_the_table_are_the_modules_of_the_project():
+    table = README[README.index("## Where things are") :]
+    named = set(re.findall(r"`(?:[\w/]+/)?(\w+\.py)`", table))
+    found = {
+        path.name
+        for folder in ("smt_ray", "jobs", "benchmarks")
+        for path in (ROOT / folder).rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    assert named == found

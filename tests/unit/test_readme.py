@@ -1,5 +1,6 @@
 """Every command of the README is parsed by what it calls, and every module it names is there."""
 
+import itertools
 import re
 import shlex
 import subprocess
@@ -37,7 +38,7 @@ def test_a_job_takes_its_arguments(words):
     else:
         job = {"jobs/generate.py": generate, "jobs/evaluate.py": evaluate}[words[at]]
         parse(job.Options, arguments, "")
-    for option, value in zip(words, words[1:], strict=False):
+    for option, value in itertools.pairwise(words):
         if option == "--runtime-env":
             assert (ROOT / value).exists()
 

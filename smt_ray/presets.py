@@ -53,11 +53,11 @@ def tiny() -> RunConfig:
         dmt=DmtConfig(
             visits=8.0,
             train=TrainConfig(
-                steps=1300,
+                steps=1100,
                 global_batch=16,
                 learning_rate=1e-3,
                 schedule="cosine",
-                validate_every=650,
+                validate_every=550,
                 validation_batches=8,
             ),
         ),

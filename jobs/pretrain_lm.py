@@ -10,7 +10,8 @@ from smt_ray.data.storage import Location
 from smt_ray.distributed.session import configure_logging
 from smt_ray.distributed.trainer import Stopped
 from smt_ray.evaluation.table import summary_table
-from smt_ray.pipeline import plan, run
+from smt_ray.pipeline import run
+from smt_ray.planning import plan
 
 
 def main() -> int:

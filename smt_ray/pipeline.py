@@ -1,28 +1,23 @@
-"""The stages in order: what is done, what must be made, and the run directory at the end."""
+"""The stages in order: what is done and what must be made."""
 
-import json
 import logging
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from importlib.metadata import version
 from typing import Any
 
-import torch
 import yaml
 
-from smt_ray.config import RunConfig, leaves
+from smt_ray.config import RunConfig
 from smt_ray.data import sources
 from smt_ray.data.artifacts import MANIFEST, Artifact, fingerprint, make
 from smt_ray.data.export import save_rnn
-from smt_ray.data.shards import DTYPES, open_shards
+from smt_ray.data.shards import open_shards
 from smt_ray.data.storage import Location
 from smt_ray.data.tokenizers import load_tokenizer
 from smt_ray.distributed.evaluate import evaluate
 from smt_ray.distributed.labels import write_labels
 from smt_ray.distributed.loop import Program
-from smt_ray.distributed.metrics import read_metrics
 from smt_ray.distributed.programs import (
     DmtProgram,
     TeacherProgram,
@@ -32,21 +27,16 @@ from smt_ray.distributed.programs import (
 from smt_ray.distributed.session import (
     check_storage,
     connect,
-    cpus_needed,
-    gpus_needed,
     preflight,
 )
 from smt_ray.distributed.tokens import write_tokens
 from smt_ray.distributed.trainer import fit
-from smt_ray.evaluation.plots import SERIES
-from smt_ray.evaluation.report import Report, write_report
 from smt_ray.evaluation.table import duration
 from smt_ray.model.rnn import RNN
-from smt_ray.objectives.teacher import Teacher
+from smt_ray.planning import label_bytes_to_write
+from smt_ray.run_directory import check_same_run, write_run
 
 logger = logging.getLogger(__name__)
-RUNTIME = ("runtime.", "name", "storage", "preset")
-TRAINED = ("teacher", "transition", "dmt")
 UPSTREAM: dict[str, tuple[str, ...]] = {
     "tokens": (),
     "teacher": ("tokens",),
@@ -82,72 +72,7 @@ def run(config: RunConfig, *, overwrite: bool = False) -> dict[str, Any]:
     directory.make_dir()
     (directory / "config.yaml").write_text(yaml.safe_dump(config.to_dict(), sort_keys=False))
     artifacts = stages.all()
-    return _finish(config, directory, artifacts, time.monotonic() - start)
-
-
-def check_same_run(config: RunConfig, directory: Location, overwrite: bool) -> None:
-    """Refuse to continue a run under other scientific settings.
-
-    Raises:
-        ValueError: naming the first field that differs, unless `overwrite`.
-    """
-    saved = directory / "config.yaml"
-    if overwrite or not saved.exists():
-        return
-    before = leaves(RunConfig.from_dict(yaml.safe_load(saved.read_text())))
-    for name, value in leaves(config).items():
-        if not name.startswith(RUNTIME) and before[name] != value:
-            raise ValueError(
-                f"{name}={value}: run {config.name!r} has {name}={before[name]}; "
-                "choose another --name, or give --overwrite to point this name at a new run"
-            )
-
-
-def parameters(config: RunConfig, vocabulary: int) -> dict[str, int]:
-    """Return the numbers of weights of the teacher, its encoder, and the RNN."""
-    with torch.device("meta"):
-        teacher = Teacher(config.model, config.loss, vocabulary, 0)
-        rnn = RNN(config.model, vocabulary)
-    modules = {"teacher": teacher, "encoder": teacher.encoder, "rnn": rnn}
-    return {name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()}
-
-
-def label_bytes(config: RunConfig, tokens: int) -> int:
-    """Return the bytes of the labels of `tokens` tokens: K * D numbers for each."""
-    model, dtype = config.model, DTYPES[config.labels.dtype]
-    each = model.memory_tokens * model.width * dtype.itemsize
-    return int(tokens * config.labels.fraction * each)
-
-
-def label_bytes_to_write(config: RunConfig, place: Location | None) -> int:
-    """Return the bytes of labels that `place` lacks; 0 without one, or for a source of no size."""
-    if place is None:
-        return 0
-    written = sum(file.size() for file in place.files(".parquet", recursive=True))
-    return max(0, label_bytes(config, sources.size(config.data)) - written)
-
-
-def plan(config: RunConfig) -> str:
-    """Describe what a run takes: parameters, label bytes, memory of a worker, CPUs, GPUs."""
-    vocabulary = load_tokenizer(config.data.tokenizer).vocabulary
-    counts, tokens = parameters(config, vocabulary), sources.size(config.data)
-    runtime, gib = config.runtime, 2**30
-    shared = runtime.workers if runtime.zero_stage == 3 else 1
-    training = counts["teacher"] * 16 / shared
-    held = counts["encoder"] * 4 / runtime.gang_ranks
-    lines = {
-        "preset": config.preset,
-        "source": f"{config.data.source} ({tokens:,} bytes)" if tokens else config.data.source,
-        "parameters": ", ".join(f"{name} {count:,}" for name, count in counts.items()),
-        "state of the RNN": f"{config.model.memory_tokens * config.model.width:,} numbers",
-        "labels": f"{label_bytes(config, tokens) / gib:.2f} GiB" if tokens else "unknown size",
-        "weights, gradients and moments": f"{training / gib:.2f} GiB a training worker",
-        "encoder weights": f"{held / gib:.2f} GiB a gang rank",
-        "CPUs": f"{cpus_needed(runtime)} logical ones",
-        "GPUs": str(gpus_needed(runtime)),
-    }
-    width = max(map(len, lines))
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in lines.items())
+    return write_run(config, directory, artifacts, time.monotonic() - start)
 
 
 def stage_settings(config: RunConfig) -> dict[str, dict[str, Any]]:
@@ -314,94 +239,3 @@ class Stages:
             return {"bits": result["bits"], "drift": result["drift"]}
 
         self._make("evaluate", build)
-
-
-def _finish(
-    config: RunConfig, directory: Location, made: dict[str, Artifact], seconds: float
-) -> dict[str, Any]:
-    """Write everything into the run directory; return the summary."""
-    scores = (made["evaluate"].location / "scores.json").read_json()
-    metrics = {stage: read_metrics(made[stage].location) for stage in TRAINED}
-    summary = _summary(config, made, scores, seconds)
-    (directory / "artifacts.json").write_json(
-        {stage: f"{a.stage}-{a.fingerprint}" for stage, a in made.items()}
-    )
-    for name in ("model.safetensors", "config.json", "tokenizer.json"):
-        (made["export"].location / name).copy_to((directory / "rnn").make_dir() / name)
-    rows = [json.dumps(row) + "\n" for stage in TRAINED for row in metrics[stage]]
-    (directory / "metrics.jsonl").write_text("".join(rows))
-    (directory / "summary.json").write_json(summary)
-    curves = {name: curve for name, curve in scores["curves"].items() if name in SERIES}
-    stages = [
-        {
-            "stage": stage,
-            "artifact": artifact.location.name,
-            "reused": artifact.reused,
-            "seconds": artifact.manifest["seconds"],
-        }
-        | ({"steps": artifact.figures["steps"]} if stage in TRAINED else {})
-        for stage, artifact in made.items()
-    ]
-    write_report(
-        directory,
-        Report(
-            summary=summary,
-            stages=stages,
-            curves=curves,
-            drift=scores["drift_curves"],
-            metrics=metrics,
-            sample=scores["sample"],
-            config=config.to_dict(),
-            environment=_environment(config),
-        ),
-    )
-    return summary
-
-
-def _summary(
-    config: RunConfig, made: dict[str, Artifact], scores: dict[str, Any], seconds: float
-) -> dict[str, Any]:
-    bits, drift, labels = scores["bits"], scores["drift"], made["labels"].figures
-    figures = {stage: made[stage].figures for stage in TRAINED}
-    return {
-        "name": config.name,
-        "preset": config.preset,
-        "source": config.data.source,
-        "tokens_train": made["tokens"].figures["sequences"]["train"] * config.data.sequence_length,
-        "parameters_rnn": scores["parameters_rnn"],
-        "parameters_teacher": parameters(config, made["tokens"].figures["vocabulary"])["teacher"],
-        "teacher_bits": bits["teacher"],
-        "teacher_bits_before_dmt": bits["teacher_before_dmt"],
-        "rnn_bits": bits["rnn"],
-        "rnn_bits_before_dmt": bits["rnn_before_dmt"],
-        "bptt_bits": None,
-        "order0_bits": bits["order0"],
-        "order1_bits": bits["order1"],
-        "order2_bits": bits["order2"],
-        "drift": drift["rnn"],
-        "drift_before_dmt": drift["rnn_before_dmt"],
-        "labels": labels["labels"],
-        "labels_per_s": labels["labels_per_s"],
-        "transitions_per_s": figures["transition"]["tokens_per_s"],
-        "tokens_per_s": figures["teacher"]["tokens_per_s"],
-        "wall_seconds": seconds,
-        "resumed": any(artifact.reused or artifact.resumed for artifact in made.values()),
-    } | {f"seconds_{stage}": artifact.manifest["seconds"] for stage, artifact in made.items()}
-
-
-def _environment(config: RunConfig) -> dict[str, Any]:
-    device = (
-        torch.cuda.get_device_name()
-        if config.runtime.gpu and torch.cuda.is_available()
-        else (f"CPU, {config.runtime.threads} thread(s) a worker")
-    )
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "ray": version("ray"),
-        "deepspeed": version("deepspeed"),
-        "device": device,
-        "workers": config.runtime.workers,
-        "zero_stage": config.runtime.zero_stage,
-        "encoder gangs": f"{config.runtime.gangs} of {config.runtime.gang_ranks} ranks",
-    }

@@ -63,7 +63,7 @@ def fit(program: Program, runtime: RuntimeConfig, output: Location) -> dict[str,
     assert result.best_checkpoints
     if result.metrics["step"] < program.train.steps:
         raise Stopped(f"{program.stage} stopped at step {result.metrics['step']}")
-    best, metrics = result.best_checkpoints[0]  # apart from the latest, as a rule
+    best, metrics = min(result.best_checkpoints, key=lambda kept: kept[1]["validation/loss"])
     with TemporaryDirectory() as directory:
         weights = Checkpoint(Path(best.to_directory(directory))).weights()
         (output / "model.safetensors").write_bytes(save(weights))

@@ -13,7 +13,9 @@ import yaml
 from smt_ray.config import RunConfig
 from smt_ray.data.artifacts import MANIFEST, Artifact
 from smt_ray.data.storage import Location
-from smt_ray.pipeline import Stages, check_same_run, label_bytes, label_bytes_to_write, run
+from smt_ray.pipeline import Stages, run
+from smt_ray.planning import label_bytes, label_bytes_to_write
+from smt_ray.run_directory import check_same_run
 from tests.samples import MODEL, VOCABULARY, rows, write
 
 ROOT = Path(__file__).parents[2]

@@ -1,0 +1,130 @@
+"""The run directory: settings, summary, metrics, exported RNN and report of one named run."""
+
+import json
+import platform
+from importlib.metadata import version
+from typing import Any
+
+import torch
+import yaml
+
+from smt_ray.config import RunConfig, leaves
+from smt_ray.data.artifacts import Artifact
+from smt_ray.data.storage import Location
+from smt_ray.distributed.metrics import read_metrics
+from smt_ray.evaluation.plots import SERIES
+from smt_ray.evaluation.report import Report, write_report
+from smt_ray.planning import parameters
+
+RUNTIME = ("runtime.", "name", "storage", "preset")
+"""Beginnings of the fields that may change under an existing name."""
+TRAINED = ("teacher", "transition", "dmt")
+
+
+def check_same_run(config: RunConfig, directory: Location, overwrite: bool) -> None:
+    """Refuse to continue a run under other scientific settings.
+
+    Raises:
+        ValueError: naming the first field that differs, unless `overwrite`.
+    """
+    saved = directory / "config.yaml"
+    if overwrite or not saved.exists():
+        return
+    before = leaves(RunConfig.from_dict(yaml.safe_load(saved.read_text())))
+    for name, value in leaves(config).items():
+        if not name.startswith(RUNTIME) and before[name] != value:
+            raise ValueError(
+                f"{name}={value}: run {config.name!r} has {name}={before[name]}; "
+                "choose another --name, or give --overwrite to point this name at a new run"
+            )
+
+
+def write_run(
+    config: RunConfig, directory: Location, made: dict[str, Artifact], seconds: float
+) -> dict[str, Any]:
+    """Write everything into the run directory; return the summary."""
+    scores = (made["evaluate"].location / "scores.json").read_json()
+    metrics = {stage: read_metrics(made[stage].location) for stage in TRAINED}
+    summary = _summary(config, made, scores, seconds)
+    (directory / "artifacts.json").write_json(
+        {stage: f"{a.stage}-{a.fingerprint}" for stage, a in made.items()}
+    )
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        (made["export"].location / name).copy_to((directory / "rnn").make_dir() / name)
+    rows = [json.dumps(row) + "\n" for stage in TRAINED for row in metrics[stage]]
+    (directory / "metrics.jsonl").write_text("".join(rows))
+    (directory / "summary.json").write_json(summary)
+    curves = {name: curve for name, curve in scores["curves"].items() if name in SERIES}
+    stages = [
+        {
+            "stage": stage,
+            "artifact": artifact.location.name,
+            "reused": artifact.reused,
+            "seconds": artifact.manifest["seconds"],
+        }
+        | ({"steps": artifact.figures["steps"]} if stage in TRAINED else {})
+        for stage, artifact in made.items()
+    ]
+    write_report(
+        directory,
+        Report(
+            summary=summary,
+            stages=stages,
+            curves=curves,
+            drift=scores["drift_curves"],
+            metrics=metrics,
+            sample=scores["sample"],
+            config=config.to_dict(),
+            environment=_environment(config),
+        ),
+    )
+    return summary
+
+
+def _summary(
+    config: RunConfig, made: dict[str, Artifact], scores: dict[str, Any], seconds: float
+) -> dict[str, Any]:
+    bits, drift, labels = scores["bits"], scores["drift"], made["labels"].figures
+    figures = {stage: made[stage].figures for stage in TRAINED}
+    return {
+        "name": config.name,
+        "preset": config.preset,
+        "source": config.data.source,
+        "tokens_train": made["tokens"].figures["sequences"]["train"] * config.data.sequence_length,
+        "parameters_rnn": scores["parameters_rnn"],
+        "parameters_teacher": parameters(config, made["tokens"].figures["vocabulary"])["teacher"],
+        "teacher_bits": bits["teacher"],
+        "teacher_bits_before_dmt": bits["teacher_before_dmt"],
+        "rnn_bits": bits["rnn"],
+        "rnn_bits_before_dmt": bits["rnn_before_dmt"],
+        "bptt_bits": None,
+        "order0_bits": bits["order0"],
+        "order1_bits": bits["order1"],
+        "order2_bits": bits["order2"],
+        "drift": drift["rnn"],
+        "drift_before_dmt": drift["rnn_before_dmt"],
+        "labels": labels["labels"],
+        "labels_per_s": labels["labels_per_s"],
+        "transitions_per_s": figures["transition"]["tokens_per_s"],
+        "tokens_per_s": figures["teacher"]["tokens_per_s"],
+        "wall_seconds": seconds,
+        "resumed": any(artifact.reused or artifact.resumed for artifact in made.values()),
+    } | {f"seconds_{stage}": artifact.manifest["seconds"] for stage, artifact in made.items()}
+
+
+def _environment(config: RunConfig) -> dict[str, Any]:
+    device = (
+        torch.cuda.get_device_name()
+        if config.runtime.gpu and torch.cuda.is_available()
+        else (f"CPU, {config.runtime.threads} thread(s) a worker")
+    )
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "ray": version("ray"),
+        "deepspeed": version("deepspeed"),
+        "device": device,
+        "workers": config.runtime.workers,
+        "zero_stage": config.runtime.zero_stage,
+        "encoder gangs": f"{config.runtime.gangs} of {config.runtime.gang_ranks} ranks",
+    }

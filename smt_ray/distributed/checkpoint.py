@@ -29,7 +29,7 @@ def save_checkpoint(engine: Any, directory: Path, step: int, stream: State) -> N
     rank, world = engine.global_rank, engine.world_size
     tensors: State = {}
     for number, (name, parameter) in enumerate(engine.module.named_parameters()):
-        values = _gather(engine, parameter)
+        values = _gather(engine, parameter, stepped=step > 0)
         if number % world == rank:
             for kind, value in zip(("weight", *MOMENTS), values, strict=True):
                 tensors[f"{kind}/{name}"] = value.detach().cpu().contiguous()
@@ -42,7 +42,7 @@ def save_checkpoint(engine: Any, directory: Path, step: int, stream: State) -> N
         (directory / "state.json").write_text(json.dumps(state))
 
 
-def _gather(engine: Any, parameter: nn.Parameter) -> list[Tensor]:
+def _gather(engine: Any, parameter: nn.Parameter, *, stepped: bool) -> list[Tensor]:
     """Return a parameter's full fp32 weight and its two moments (zeros before the first step)."""
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
@@ -50,8 +50,10 @@ def _gather(engine: Any, parameter: nn.Parameter) -> list[Tensor]:
         moments = engine.optimizer.state.get(parameter, {})
         return [parameter.data, *(moments.get(m, torch.zeros_like(parameter)) for m in MOMENTS)]
     weight = safe_get_full_fp32_param(parameter)
+    if not stepped:
+        return [weight, *(torch.zeros_like(weight) for _ in MOMENTS)]
     moments = [safe_get_full_optimizer_state(parameter, name) for name in MOMENTS]
-    return [weight, *(torch.zeros_like(weight) if m is None else m for m in moments)]
+    return [weight, *moments]
 
 
 class Checkpoint:

@@ -72,13 +72,17 @@ def train(
     first = saved.step if saved else 0
     if saved:
         stepper.restore(saved, batch(stream, first))
+    held_out = batch(program.validation(rank, world), 0)
+    if save and not saved:
+        save.mkdir(exist_ok=True)
+        stepper.validate(held_out)
+        save_checkpoint(stepper.engine, save, 0, stream.state())
     rows = []
     for step in range(first, stop):
         done = stepper.step(batch(stream, step), learning_rate(program.train, step))
         if done.carry is not None:
             stream.carry(step, done.carry)
         rows.append(stepper.mean(done.metrics))
-    held_out = batch(program.validation(rank, world), 0)
     validation = stepper.mean(stepper.validate(held_out))
     if save:
         save.mkdir(exist_ok=True)

@@ -11,7 +11,7 @@ ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: help install pretrain test test-cluster test-gpu lint format clean
+.PHONY: help install pretrain test test-cluster lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' Makefile
@@ -38,11 +38,8 @@ pretrain: $(STAMP) ## train an RNN: the whole chain on the embedded default data
 test: $(STAMP) ## run the test suite without the slow cluster tests
 	@$(BIN)/python -m pytest -m "not cluster and not gpu" $(ARGS)
 
-test-cluster: $(STAMP) ## run the slow tests: faults, several nodes, job submission
+test-cluster: $(STAMP) ## run the slow tests: jobs on a Ray head of their own
 	@$(BIN)/python -m pytest -m "cluster and not gpu" $(ARGS)
-
-test-gpu: $(STAMP) ## run the tests that need a GPU
-	@$(BIN)/python -m pytest -m gpu $(ARGS)
 
 lint: $(STAMP) ## check style and types
 	@echo "ruff check" && $(BIN)/ruff check

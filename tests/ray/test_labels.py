@@ -151,7 +151,7 @@ def kill_a_rank(target, written):
 
 
 def kill(title):
-    """Kill a process of this session's Ray by the title that Ray gives it."""
+    """Kill a process of this test's own Ray by the title that Ray gives it."""
     for process in psutil.Process().children(recursive=True):
         if process.is_running() and " ".join(process.cmdline()).startswith(title):
             process.send_signal(signal.SIGKILL)

@@ -76,7 +76,7 @@ def test_the_config_of_a_run_makes_it_again(tmp_path):
         (["--model.width=64", "--model.heads=64"], "model.heads=64: .* must be even .*"),
         (["--model.width", "wide"], ".*model.width.*wide.*"),
         (["--model.width"], ".*model.width.*"),
-        (["--model.cell", "lstm"], ".*'lstm'.*--model.cell.*one of .*'gru'.*"),
+        (["--model.cell", "rwkv"], "model.cell='rwkv': must be one of transformer, .*"),
         (["--runtime.zero-stage", "4"], ".*'4'.*--runtime.zero-stage.*one of .*'3'.*"),
         (["--data.source", ""], "data.source='': must not be empty"),
         (["--data.sequence-length", "1"], "data.sequence-length=1: must be >= 2"),

@@ -93,7 +93,11 @@ def test_an_unknown_field_of_a_dictionary_names_the_nearest():
         ("model.width", True, "model.width=True: must be of type int"),
         ("loss.dense", 1, "loss.dense=1: must be of type bool"),
         ("loss.dynamics", True, "loss.dynamics=True: must be of type float"),
-        ("model.cell", "lstm", "model.cell='lstm': must be one of transformer, mlp, gru"),
+        (
+            "model.cell",
+            "rwkv",
+            "model.cell='rwkv': must be one of transformer, mlp, gru, lstm, or module:Class",
+        ),
         ("runtime.zero-stage", 4, "runtime.zero-stage=4: must be one of 0, 1, 2, 3"),
         # Its range.
         ("data.source", "", "data.source='': must not be empty"),

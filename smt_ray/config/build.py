@@ -1,0 +1,69 @@
+"""Nested mappings to configurations and back."""
+
+import difflib
+import typing
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any, Literal
+
+from smt_ray.config.checks import flag, require
+
+
+def merge(base: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with nested `values` in its place, dashes in names as underscores."""
+    merged = dict(base)
+    for key, value in values.items():
+        name = str(key).replace("-", "_")
+        inner = merged.get(name)
+        merged[name] = (
+            merge(inner, value) if isinstance(inner, dict) and isinstance(value, Mapping) else value
+        )
+    return merged
+
+
+def build(cls: Any, values: Any, prefix: str) -> Any:
+    """Build a dataclass from nested mappings, checking names and types."""
+    if not isinstance(values, Mapping):
+        raise ValueError(
+            f"{prefix.rstrip('.') or 'config'}={values!r}: must be a mapping of fields"
+        )
+    hints = typing.get_type_hints(cls)
+    arguments: dict[str, Any] = {}
+    for key, value in values.items():
+        name = str(key).replace("-", "_")
+        dotted = f"{prefix}{flag(name)}"
+        if name not in hints:
+            near = difflib.get_close_matches(name, list(hints), n=1, cutoff=0.0)
+            raise ValueError(f"{dotted}: unknown field; did you mean {prefix}{flag(near[0])}?")
+        kind = hints[name]
+        arguments[name] = (
+            build(kind, value, f"{dotted}.") if is_dataclass(kind) else _coerce(kind, value, dotted)
+        )
+    return cls(**arguments)
+
+
+def _coerce(kind: Any, value: Any, name: str) -> Any:
+    """Return `value` as `kind`; an integer becomes a float where a float is asked for."""
+    if typing.get_origin(kind) is Literal:
+        choices = typing.get_args(kind)
+        known = any(value == choice and type(value) is type(choice) for choice in choices)
+        require(known, name, repr(value), f"must be one of {', '.join(map(str, choices))}")
+        return value
+    if kind is float and type(value) is int:
+        return float(value)
+    if isinstance(value, Mapping):
+        raise ValueError(
+            f"{name}: is a single value, it has no fields such as {next(iter(value))!r}"
+        )
+    require(type(value) is kind, name, repr(value), f"must be of type {kind.__name__}")
+    return value
+
+
+def leaves(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Return all fields of a dataclass as {dotted-flag: value}, nested ones included."""
+    found: dict[str, Any] = {}
+    for item in fields(config):
+        value = getattr(config, item.name)
+        name = f"{prefix}{flag(item.name)}"
+        found |= leaves(value, f"{name}.") if is_dataclass(value) else {name: value}
+    return found

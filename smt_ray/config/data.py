@@ -1,0 +1,64 @@
+"""Where tokens come from."""
+
+from dataclasses import dataclass, field
+
+from smt_ray.config.checks import at_least, require
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskConfig:
+    """What a synthetic task (`data.source=task:NAME`) draws its sequences from."""
+
+    symbols: int = 16
+    """N: symbols 1..N of `retrieval`, `copy`, `stack` and `keysvalues`; 0 is the marker."""
+    pairs: int = 8
+    """Key and value pairs of a `keysvalues` sequence."""
+    queries: int = 8
+    """Keys that a `keysvalues` sequence asks for."""
+    depth: int = 10
+    """Elements that the stack of `stack` holds, at most."""
+    modulus: int = 13
+    """V of `modular`: pairs x, (w x + b) mod V. A prime lets two pairs determine w and b."""
+    coefficients: int = 4
+    """d of `modular`: w and b are drawn from 0..d-1."""
+    sequences: int = 65_536
+    """Training sequences; `data.validation-fraction` of their number is held out beside them."""
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        at_least(1, "data.task", self, "pairs", "queries", "depth", "coefficients", "sequences")
+        at_least(2, "data.task", self, "symbols", "modulus")
+        rule = f"must be <= data.task.modulus={self.modulus}"
+        require(
+            self.coefficients <= self.modulus, "data.task.coefficients", self.coefficients, rule
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """Where the tokens come from and how they are cut into sequences."""
+
+    source: str = "stdlib"
+    """`stdlib` (the Python library's own source text), a path, glob or URI of .txt, .jsonl,
+    .parquet or .npy files, `hf:NAME` (a Hugging Face data set or a directory with one),
+    `task:NAME` (retrieval, copy, stack, keysvalues, modular, parity), or `pixels:NAME` (digits, or
+    the path of an IDX file of images)."""
+    tokenizer: str = "bytes"
+    """`bytes` (vocabulary 256) or the path of a Hugging Face `tokenizers` JSON file."""
+    sequence_length: int = 128
+    """L: input tokens in one sequence."""
+    text_field: str = "text"
+    """Column that holds the text in .jsonl, .parquet and `hf:` sources."""
+    validation_fraction: float = 0.05
+    """Share of the documents held out, by file or, inside one file, by document. In (0, 0.5]."""
+    seed: int = 0
+    """Seed of the split, and of a task's sequences."""
+    task: TaskConfig = field(default_factory=TaskConfig)
+    """Sizes of a synthetic task."""
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        require(bool(self.source), "data.source", repr(self.source), "must not be empty")
+        at_least(2, "data", self, "sequence_length")
+        ok = 0 < self.validation_fraction <= 0.5
+        require(ok, "data.validation-fraction", self.validation_fraction, "must be in (0, 0.5]")

@@ -1,0 +1,53 @@
+"""Shapes of the networks."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from smt_ray.config.checks import at_least, require
+
+EncoderKind = Literal["causal", "bidirectional"]
+CELLS = ("transformer", "mlp", "gru", "lstm")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """Shapes of the encoder, the decoder and the cell."""
+
+    width: int = 64
+    """D: width of every residual stream and of one memory token."""
+    memory_tokens: int = 8
+    """K: memory tokens; the RNN's state is K * D numbers."""
+    heads: int = 4
+    """Attention heads; must divide `width`."""
+    encoder: EncoderKind = "causal"
+    """Kind of encoder: `causal` makes all memories of a sequence in one pass; `bidirectional` (the
+    paper's) makes one memory a pass, by full attention."""
+    encoder_depth: int = 3
+    """Blocks of the encoder's causal trunk, or of the bidirectional encoder."""
+    register_depth: int = 2
+    """R: blocks in which the K registers of each timestep read the trunk."""
+    project_registers: bool = True
+    """Add a projection of the trunk state at t to the registers of timestep t."""
+    decoder_depth: int = 1
+    """Blocks of the decoder, and of the readout that is copied from it."""
+    cell: str = "transformer"
+    """Kind of RNN cell: `transformer`, `mlp`, `gru`, `lstm` (for BPTT alone: its state is not
+    normalised), or `module:Class` of your own."""
+    cell_depth: int = 1
+    """Blocks of the cell."""
+    write_gate: bool = False
+    """Let each memory token keep a learned part of its old value (`transformer` cell)."""
+    mlp_ratio: int = 4
+    """Hidden width of every MLP over `width`."""
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        names = ("width", "memory_tokens", "heads", "encoder_depth", "register_depth")
+        at_least(1, "model", self, *names, "decoder_depth", "cell_depth", "mlp_ratio")
+        known = self.cell in CELLS or self.cell.count(":") == 1
+        rule = f"must be one of {', '.join(CELLS)}, or module:Class"
+        require(known, "model.cell", repr(self.cell), rule)
+        rule = f"must divide model.width={self.width}"
+        require(self.width % self.heads == 0, "model.heads", self.heads, rule)
+        rule = f"model.width / model.heads must be even (rotary positions), width={self.width}"
+        require(self.width // self.heads % 2 == 0, "model.heads", self.heads, rule)

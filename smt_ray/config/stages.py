@@ -1,0 +1,126 @@
+"""What each stage optimises: losses and how labels are made and used."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from smt_ray.config.checks import at_least, require
+from smt_ray.config.train import Precision, TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossConfig:
+    """Weights and sampling of the teacher's loss (Eq. 5, arXiv:2606.06479)."""
+
+    decoding: float = 1.0
+    """Weight of Eq. 2, the cross-entropy of the decoder."""
+    dynamics: float = 0.1
+    """Weight of Eq. 3, the mean squared error of the cell on the encoder's memories."""
+    uniformity: float = 0.001
+    """Weight of Eq. 4, which keeps memories apart."""
+    per_slot: bool = False
+    """Compare only equal memory slots in Eq. 4."""
+    dense: bool = True
+    """Also decode the next target alone (F = 1) at every timestep."""
+    whiten_dynamics: bool = False
+    """Divide Eq. 3 by the variance of each memory slot over the batch, so that a collapse of the
+    memory does not lower it."""
+    dynamics_ramp: int = 0
+    """Steps over which the weight of Eq. 3 rises from 0 to its value."""
+    detach_dynamics: bool = False
+    """Cut the gradient of Eq. 3 to the encoder."""
+    timesteps: int = 4
+    """S: timesteps of a sequence decoded over the whole horizon; the last is always one of them."""
+    horizon: int = 16
+    """F: targets that each sampled memory must predict."""
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        at_least(0, "loss", self, "decoding", "dynamics", "uniformity", "dynamics_ramp")
+        at_least(1, "loss", self, "timesteps", "horizon")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelConfig:
+    """Which sequences are labelled, and how a label is stored."""
+
+    dtype: Precision = "bfloat16"
+    """Number format of stored memories."""
+    fraction: float = 1.0
+    """Share of the token sequences that get labels, chosen by a hash of their ids. In (0, 1]."""
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        require(0 < self.fraction <= 1, "labels.fraction", self.fraction, "must be in (0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TransitionConfig:
+    """Fitting the cell on the label shards (Eq. 3)."""
+
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """Optimisation."""
+    warm_start: bool = True
+    """Begin with the teacher's cell; otherwise with fresh weights."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DmtConfig:
+    """Dagger memory training (Eq. 6): the RNN on its own memories, against the stored labels."""
+
+    train: TrainConfig = field(
+        default_factory=lambda: TrainConfig(schedule="cosine", learning_rate=3e-5)
+    )
+    """Optimisation."""
+    mode: Literal["parallel", "sequential", "one_step"] = "parallel"
+    """`parallel`: all timesteps of a window advance at once, by one step a visit; `sequential`: a
+    fresh rollout every step; `one_step`: the control, on the teacher's memories."""
+    visits: float = 12.0
+    """Mean number of visits before a window is replaced by a fresh one."""
+    windows: int = 8
+    """Windows in flight for each sequence of a batch (P / B)."""
+    dynamics: float = 10.0
+    """Weight of the memory's squared error."""
+    readout: float = 1.0
+    """Weight of the readout's cross-entropy."""
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        at_least(1, "dmt", self, "visits", "windows")
+        at_least(0, "dmt", self, "dynamics", "readout")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BpttConfig:
+    """Training of cell and readout by unrolling them from the empty memory."""
+
+    enabled: bool = False
+    """Whether this stage is run."""
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(schedule="cosine"))
+    """Optimisation."""
+    mode: Literal["full", "truncated"] = "full"
+    """`full`: gradients run through the whole sequence; `truncated`: through `span` timesteps."""
+    span: int = 32
+    """Timesteps between two cuts of the gradient in mode `truncated`."""
+
+    def check(self, prefix: str) -> None:
+        """Check every field but `train`; `prefix` is the stage's name, known to the owner only."""
+        at_least(1, prefix, self, "span")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationConfig:
+    """What is scored and sampled at the end."""
+
+    sequences: int = 1024
+    """Validation sequences that are scored, at most."""
+    prompt_length: int = 64
+    """Tokens of a validation sequence that begin the sample."""
+    sample_length: int = 512
+    """Tokens sampled after the prompt."""
+    temperature: float = 0.7
+    """Softmax temperature of the sample; 0 takes the likeliest token."""
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        at_least(1, "evaluation", self, "sequences", "prompt_length")
+        at_least(0, "evaluation", self, "sample_length", "temperature")

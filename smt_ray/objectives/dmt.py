@@ -1,12 +1,16 @@
 """Dagger memory training: the RNN learns on its own memories, against the stored labels (Eq. 6).
 
-In mode `parallel` each window of L timesteps carries input states s_t (s_0 = 0, s_t = m_{t-1} when
-it is admitted). One visit advances all of them at once, p_t = f(s_t, x_t), and s_{t+1} becomes p_t
-without its gradient: depth 1 instead of L, and a state of age a is an a-step rollout from a label
-(Data as Demonstrator; Jacobi iteration). Shapes: B windows, L timesteps, K memory tokens, D width.
+Mode `sequential` rolls the RNN out from the empty memory without a gradient, then steps from all
+states of the rollout at once: the gradient of the paper's loop. Mode `one_step` is the control: it
+steps from the teacher's memories. In mode `parallel` each window carries input states s_t (s_0 = 0,
+s_t = m_{t-1} when it is admitted). One visit advances all of them at once, p_t = f(s_t, x_t), and
+s_{t+1} becomes p_t without its gradient: depth 1 instead of L, and a state of age a is an a-step
+rollout from a label (Data as Demonstrator; Jacobi iteration). Shapes: B windows, L timesteps,
+K memory tokens, D width.
 """
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -18,9 +22,9 @@ from smt_ray.objectives.objective import (
     Batch,
     Objective,
     apply_cell,
-    cross_entropy,
     normalisers,
     previous,
+    readout_loss,
     valid_targets,
 )
 
@@ -46,27 +50,35 @@ class Dmt(Objective):
         )
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the loss, its parts, and `carry`: the windows' next states (B, L, K, D)."""
+        """Return the loss, its parts, and in mode `parallel` `carry`: the windows' next states."""
         memory, targets = batch["memory"].float(), batch["targets"]
         numbers, valid = normalisers(self, batch).to(memory.device)
-        predicted = apply_cell(self.rnn.cell, batch["state"].float(), batch["inputs"])
+        predicted = apply_cell(self.rnn.cell, self.states(batch), batch["inputs"])
         dyn = squared_error(predicted, memory, numbers)
         own = predicted.detach()
-        readout = cross_entropy(self.rnn.readout(own.flatten(0, 1))[:, 0], targets.flatten(), valid)
-        label = self.teacher_readout(memory.flatten(0, 1))[:, 0]
-        teacher = cross_entropy(label, targets.flatten(), valid)
-        return {
+        readout = readout_loss(self.rnn.readout, own, targets, valid)
+        teacher = readout_loss(self.teacher_readout, memory, targets, valid)
+        result = {
             "loss": self.dmt.dynamics * dyn + self.dmt.readout * (readout + teacher),
             "loss/dyn": dyn,
             "loss/readout": readout,
             "loss/teacher_readout": teacher,
-            "carry": previous(own),
         }
+        return {**result, "carry": previous(own)} if self.dmt.mode == "parallel" else result
+
+    def states(self, batch: Batch) -> Float[Tensor, "B L K D"]:
+        """Return the memories that the RNN updates: m_{-1}..m_{L-2} of what the mode says."""
+        if self.dmt.mode == "parallel":
+            return batch["state"].float()
+        if self.dmt.mode == "one_step":
+            return previous(batch["memory"].float())
+        with torch.no_grad():
+            rolled = self.rnn.rollout(batch["inputs"][:, :-1]).float()
+        return F.pad(rolled, (0, 0, 0, 0, 1, 0))
 
     def validate(self, batch: Batch) -> dict[str, Tensor]:
         """Return the cross-entropy in nats, and the squared error, of a true rollout."""
         numbers, valid = normalisers(self, batch).to(batch["memory"].device)
         memory = self.rnn.rollout(batch["inputs"])
-        logits = self.rnn.readout(memory.flatten(0, 1))[:, 0]
-        loss = cross_entropy(logits, batch["targets"].flatten(), valid)
+        loss = readout_loss(self.rnn.readout, memory, batch["targets"], valid)
         return {"loss": loss, "loss/dyn": squared_error(memory, batch["memory"], numbers)}

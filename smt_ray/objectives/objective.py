@@ -51,7 +51,25 @@ def cross_entropy(
     total = F.cross_entropy(
         logits.flatten(0, -2).float(), targets.flatten(), ignore_index=IGNORED, reduction="sum"
     )
-    return total / count.clamp(min=1)
+    # A mean count over micro-batches may lie below 1; without any target, 0 / 0 must not be NaN.
+    return total / count.clamp(min=1e-6)
+
+
+def readout_loss(
+    readout: nn.Module,
+    memory: Float[Tensor, "B L K D"],
+    targets: Int[Tensor, "B L"],
+    count: Float[Tensor, ""],
+) -> Float[Tensor, ""]:
+    """Sum the cross-entropy of the next target alone, divided by `count`.
+
+    The readout sees the memories that have a target, and always the first one: a rank without any
+    target must take part in the collectives of ZeRO.
+    """
+    asked = targets.flatten() != IGNORED
+    asked[0] = True
+    logits = readout(memory.flatten(0, 1)[asked])[:, 0]
+    return cross_entropy(logits, targets.flatten()[asked], count)
 
 
 def previous(memory: Float[Tensor, "B L K D"]) -> Float[Tensor, "B L K D"]:

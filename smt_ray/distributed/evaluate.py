@@ -1,6 +1,6 @@
 """The stage `evaluate`: a Ray task with the trainer's resources, never work of the driver."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -17,7 +17,7 @@ from smt_ray.distributed.programs import load_weights
 from smt_ray.evaluation.ngrams import NgramModel
 from smt_ray.evaluation.scores import compare
 from smt_ray.model.decoder import Decoder
-from smt_ray.model.encoder import Encoder
+from smt_ray.model.encoder import build_encoder
 from smt_ray.model.rnn import RNN
 
 BATCH = 256
@@ -47,7 +47,7 @@ def _evaluate(config: RunConfig, places: dict[str, Location]) -> dict[str, Any]:
     covered = sum(int(batch["bytes"].sum()) for batch in batches)
     rows = sum(len(batch["inputs"]) for batch in batches)
 
-    def network(kind: type[nn.Module], artifact: str, prefix: str) -> Any:
+    def network(kind: Callable[..., nn.Module], artifact: str, prefix: str) -> Any:
         module = kind(config.model, vocabulary)
         module.load_state_dict(load_weights(places[artifact], prefix))
         return module.to(device).eval()
@@ -57,7 +57,7 @@ def _evaluate(config: RunConfig, places: dict[str, Location]) -> dict[str, Any]:
     before.readout.load_state_dict(load_weights(places["teacher"], "decoder."))
     rnn = load_rnn(places["export"])
     scores, drifts = compare(
-        network(Encoder, "teacher", "encoder."),
+        network(build_encoder, "teacher", "encoder."),
         {
             "teacher": network(Decoder, "dmt", "teacher_readout."),
             "teacher_before_dmt": network(Decoder, "teacher", "decoder."),

@@ -25,7 +25,7 @@ from smt_ray.data.shards import DTYPES
 from smt_ray.data.storage import Location
 from smt_ray.distributed.engine import encoding_engine, prepare_process
 from smt_ray.distributed.programs import load_weights
-from smt_ray.model.encoder import Encoder
+from smt_ray.model.encoder import Encoder, build_encoder
 
 logger = logging.getLogger(__name__)
 CALL_TIMEOUT_S = 1800.0
@@ -44,7 +44,7 @@ class EncoderSpec:
 
     def build(self) -> Encoder:
         """Return the encoder with the teacher's weights, on the CPU."""
-        encoder = Encoder(self.model, self.vocabulary)
+        encoder = build_encoder(self.model, self.vocabulary)
         encoder.load_state_dict(load_weights(self.teacher, "encoder."))
         return encoder
 

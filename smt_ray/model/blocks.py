@@ -80,9 +80,19 @@ class Attention(nn.Module):
         *,
         by: Rotation | None = None,
         causal: bool = False,
+        visible: Bool[Tensor, "N T"] | None = None,
         last: int | None = None,
     ) -> Float[Tensor, "N Q D"]:
-        """Attend; with `last`, only the last Q = `last` positions ask (all T answer)."""
+        """Attend; with `last`, only the last Q = `last` positions ask (all T answer).
+
+        Args:
+            x: the stream.
+            by: rotary angles of its positions.
+            causal: let a position see itself and earlier ones only; not together with `visible`.
+            visible: the positions of each row that others may see.
+            last: how many positions at the end ask.
+        """
+        assert not (causal and visible is not None)
         length = x.shape[1]
         asked = length if last is None else last
         query = rearrange(self.query(x[:, length - asked :]), "n t (h d) -> n h t d", h=self.heads)
@@ -92,7 +102,7 @@ class Attention(nn.Module):
         query, key = normalize(query), normalize(key)
         if by is not None:
             query, key = rotate(query, by[length - asked :]), rotate(key, by)
-        mask = None
+        mask = None if visible is None else visible[:, None, None]
         if causal and 1 < asked < length:
             mask = _causal_tail(asked, length, x.device)
         y = F.scaled_dot_product_attention(
@@ -122,11 +132,14 @@ class Block(nn.Module):
         *,
         by: Rotation | None = None,
         causal: bool = False,
+        visible: Bool[Tensor, "N T"] | None = None,
         last: int | None = None,
     ) -> Float[Tensor, "N Q D"]:
         """Map the stream; with `last`, only its last Q = `last` positions."""
         stream = x if last is None else x[:, -last:]
-        stream = stream + self.attention(normalize(x), by=by, causal=causal, last=last)
+        stream = stream + self.attention(
+            normalize(x), by=by, causal=causal, visible=visible, last=last
+        )
         return stream + self.mlp(normalize(stream))
 
 

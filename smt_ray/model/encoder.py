@@ -1,15 +1,17 @@
 """The encoder E: which memory m_t of the inputs x_0..x_t predicts the future (arXiv:2606.06479).
 
-Shapes: B batch, L sequence, S asked timesteps, K memory tokens, D width, V vocabulary, H heads.
+An encoder is called with (tokens, timesteps) and returns the memories of the timesteps asked for,
+of all L when none are named. Shapes: B batch, L sequence, S asked timesteps, K memory tokens, D
+width, V vocabulary, H heads; N contexts of C tokens, each one timestep of one sequence.
 """
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from smt_ray.config import ModelConfig
+from smt_ray.config import EncoderKind, ModelConfig
 from smt_ray.model.blocks import (
     MLP,
     Attention,
@@ -21,6 +23,9 @@ from smt_ray.model.blocks import (
     rotate,
     rotation,
 )
+
+CHUNK = 1 << 15
+"""Tokens that the bidirectional encoder reads in one pass, registers among them."""
 
 
 class Registers(nn.Module):
@@ -80,8 +85,8 @@ class Registers(nn.Module):
         return flat.view_as(registers)
 
 
-class Encoder(nn.Module):
-    """Causal encoder: a trunk runs once over the sequence, then registers read it at each timestep.
+class CausalEncoder(nn.Module):
+    """A causal trunk runs once over the sequence, then registers read it at each timestep.
 
     One pass yields the memories of ALL timesteps, against one a pass in the paper's encoder.
     """
@@ -120,3 +125,79 @@ class Encoder(nn.Module):
         for reader in self.readers:
             registers = reader(registers, trunk, timesteps)
         return rms_norm(registers)
+
+
+class BidirectionalEncoder(nn.Module):
+    """The paper's encoder: full attention over [x_0..x_t; K registers], one pass a memory."""
+
+    def __init__(self, config: ModelConfig, vocabulary: int) -> None:
+        """Create the blocks."""
+        super().__init__()
+        self.head_width = config.width // config.heads
+        self.embed = Embedding(vocabulary, config.width)
+        self.register = nn.Parameter(torch.randn(config.memory_tokens, config.width))
+        self.blocks = nn.ModuleList(
+            Block(config.width, config.heads, config.mlp_ratio) for _ in range(config.encoder_depth)
+        )
+
+    def forward(
+        self, tokens: Int[Tensor, "B L"], timesteps: Int[Tensor, "B S"] | None = None
+    ) -> Float[Tensor, "B S K D"]:
+        """Return the normalised memories m_t after the inputs x_0..x_t.
+
+        The contexts pass in chunks of at most `CHUNK` tokens, which bounds memory where no gradient
+        is kept. All ranks that hold equal shapes take equal chunks, as ZeRO-3 needs.
+
+        Args:
+            tokens: inputs x_0..x_{L-1}.
+            timesteps: the timesteps t asked for, a sequence; all L of them when absent.
+        """
+        batch, length = tokens.shape
+        if timesteps is None:
+            asked = torch.arange(length, device=tokens.device).expand(batch, length)
+        else:
+            asked = timesteps
+        ends = rearrange(asked, "b s -> (s b)")
+        sequences = torch.arange(batch, device=tokens.device).repeat(asked.shape[1])
+        size = max(1, CHUNK // (length + self.register.shape[0]))
+        memories = []
+        for start in range(0, len(ends), size):
+            part = slice(start, start + size)
+            # Timesteps in order tell the longest context of a chunk without a look at the data.
+            last = (min(start + size, len(ends)) - 1) // batch
+            longest = length if timesteps is not None else last + 1
+            offsets = torch.arange(1 - longest, 1, device=tokens.device)
+            positions = ends[part, None] + offsets
+            context = tokens[sequences[part, None], positions.clamp(min=0)]
+            memories.append(self.read(context, positions >= 0))
+        return rearrange(torch.cat(memories), "(s b) k d -> b s k d", b=batch)
+
+    def read(
+        self, context: Int[Tensor, "N C"], present: Bool[Tensor, "N C"]
+    ) -> Float[Tensor, "N K D"]:
+        """Return one memory a context; tokens that are not `present` are padding, never seen.
+
+        Contexts end at the right edge, where the registers begin: the rotary distance from a
+        register to x_t is the same for contexts of any length.
+        """
+        slots = self.register.shape[0]
+        registers = self.register.expand(len(context), -1, -1)
+        stream = torch.cat((self.embed(context), registers), dim=1)
+        visible = F.pad(present, (0, slots), value=True)
+        by = rotation(stream.shape[1], self.head_width, stream.device)
+        *early, final = self.blocks
+        for block in early:
+            stream = block(stream, by=by, visible=visible)
+        return rms_norm(final(stream, by=by, visible=visible, last=slots))
+
+
+Encoder = CausalEncoder | BidirectionalEncoder
+ENCODERS: dict[EncoderKind, type[Encoder]] = {
+    "causal": CausalEncoder,
+    "bidirectional": BidirectionalEncoder,
+}
+
+
+def build_encoder(config: ModelConfig, vocabulary: int) -> Encoder:
+    """Build the encoder that `config.encoder` names."""
+    return ENCODERS[config.encoder](config, vocabulary)

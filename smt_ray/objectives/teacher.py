@@ -10,7 +10,7 @@ from torch import Tensor
 from smt_ray.config import LossConfig, ModelConfig
 from smt_ray.model.cells import build_cell
 from smt_ray.model.decoder import Decoder
-from smt_ray.model.encoder import Encoder
+from smt_ray.model.encoder import build_encoder
 from smt_ray.objectives.losses import PAIRS, squared_error, uniformity
 from smt_ray.objectives.objective import (
     IGNORED,
@@ -31,7 +31,7 @@ class Teacher(Objective):
         """Create the three networks with fresh weights; `seed` chooses sampled timesteps."""
         super().__init__()
         self.loss, self.seed = loss, seed
-        self.encoder = Encoder(model, vocabulary)
+        self.encoder = build_encoder(model, vocabulary)
         self.decoder = Decoder(model, vocabulary)
         self.cell = build_cell(model, vocabulary)
 

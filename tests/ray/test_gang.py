@@ -12,14 +12,14 @@ from safetensors.torch import save_file
 from smt_ray.config import RuntimeConfig
 from smt_ray.data.storage import Location
 from smt_ray.distributed.gang import EncoderSpec, Gang
-from smt_ray.model.encoder import Encoder
+from smt_ray.model.encoder import build_encoder
 from tests.samples import MODEL, VOCABULARY, random_weights
 
 pytestmark = pytest.mark.ray
 
 
 def test_a_gang_is_one_sharded_encoder_and_survives_a_hung_rank(ray_session, tmp_path):
-    encoder = random_weights(Encoder(MODEL, VOCABULARY))
+    encoder = random_weights(build_encoder(MODEL, VOCABULARY))
     weights = {f"encoder.{name}": value for name, value in encoder.state_dict().items()}
     save_file(weights, tmp_path / "model.safetensors")
     tokens = np.random.default_rng(0).integers(0, VOCABULARY, (5, 12))

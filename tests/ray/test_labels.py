@@ -17,7 +17,7 @@ from smt_ray.config import DataConfig, LabelConfig, RunConfig, RuntimeConfig
 from smt_ray.data.shards import MANIFEST, memory_to_tensor, open_shards
 from smt_ray.data.storage import Location
 from smt_ray.distributed import labels
-from smt_ray.model.encoder import Encoder
+from smt_ray.model.encoder import build_encoder
 from tests.samples import MODEL, VOCABULARY, random_weights, rows, write
 
 pytestmark = pytest.mark.ray
@@ -44,7 +44,7 @@ def root(tmp_path):
 
 
 def encoder():
-    return random_weights(Encoder(MODEL, VOCABULARY))
+    return random_weights(build_encoder(MODEL, VOCABULARY))
 
 
 def test_killed_label_runs_go_on_and_label_each_sequence_once(ray_session, root, monkeypatch):

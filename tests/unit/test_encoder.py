@@ -1,26 +1,39 @@
-"""The encoder: causal bit by bit, the same by any way of asking, independent of the batch."""
+"""The encoders: causal bit by bit, the same by any way of asking, independent of the batch."""
+
+from typing import Any
 
 import pytest
 import torch
 
 from smt_ray.config import ModelConfig
-from smt_ray.model.encoder import Encoder
+from smt_ray.model.blocks import rms_norm, rotation
+from smt_ray.model.encoder import BidirectionalEncoder, build_encoder
 from tests.samples import VOCABULARY, random_weights
 
-L = 24
+L, K = 24, 3
 
 
-@pytest.fixture(params=[True, False], ids=["projected", "plain"])
+def make(**settings):
+    config = ModelConfig(width=16, memory_tokens=K, heads=2, encoder_depth=2, **settings)
+    return random_weights(build_encoder(config, VOCABULARY)).requires_grad_(False)
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "projected": {"encoder": "causal", "project_registers": True},
+    "plain": {"encoder": "causal", "project_registers": False},
+    "bidirectional": {"encoder": "bidirectional"},
+}
+
+
+@pytest.fixture(params=sorted(KINDS))
 def encoder(request):
-    config = ModelConfig(
-        width=16,
-        memory_tokens=3,
-        heads=2,
-        encoder_depth=2,
-        register_depth=2,
-        project_registers=request.param,
-    )
-    return random_weights(Encoder(config, VOCABULARY)).requires_grad_(False)
+    return make(**KINDS[request.param])
+
+
+@pytest.fixture
+def bidirectional(monkeypatch):
+    monkeypatch.setattr("smt_ray.model.encoder.CHUNK", 7 * (L + K))  # chunks of seven contexts
+    return make(encoder="bidirectional")
 
 
 @pytest.fixture
@@ -71,3 +84,56 @@ def test_a_memory_does_not_depend_on_the_batch_around_it(encoder, tokens):
     alone = torch.cat([encoder(row[None]) for row in tokens])
     torch.testing.assert_close(whole, alone, atol=1e-6, rtol=0)
     assert torch.equal(encoder(tokens.flip(0)).flip(0), whole)
+
+
+def one_at_a_time(encoder: BidirectionalEncoder, tokens):
+    """Return all memories by one pass a timestep over [x_0..x_t; registers], without padding."""
+    memories = []
+    for t in range(tokens.shape[1]):
+        registers = encoder.register.expand(len(tokens), -1, -1)
+        stream = torch.cat((encoder.embed(tokens[:, : t + 1]), registers), dim=1)
+        by = rotation(stream.shape[1], encoder.head_width, tokens.device)
+        for block in encoder.blocks:
+            stream = block(stream, by=by)
+        memories.append(rms_norm(stream[:, -K:]))
+    return torch.stack(memories, dim=1)
+
+
+def test_a_padded_chunk_equals_a_loop_over_timesteps(bidirectional, tokens):
+    expected = one_at_a_time(bidirectional, tokens)
+    torch.testing.assert_close(bidirectional(tokens), expected, atol=1e-5, rtol=0)
+    asked = torch.stack([torch.randperm(L)[:9] for _ in tokens])
+    picked = expected.take_along_dim(asked[..., None, None], dim=1)
+    torch.testing.assert_close(bidirectional(tokens, asked), picked, atol=1e-5, rtol=0)
+
+
+def test_a_chunk_reads_no_more_than_its_longest_context(bidirectional, tokens):
+    widths = []
+    bidirectional.embed.register_forward_hook(lambda *call: widths.append(call[2].shape[:2]))
+    bidirectional(tokens)
+    assert [rows for rows, _ in widths] == [7] * 17 + [1]
+    assert [width for _, width in widths] == [min(7 * n + 6, 119) // 5 + 1 for n in range(18)]
+
+
+def test_what_padding_holds_never_matters(bidirectional, tokens):
+    present = torch.arange(L) >= torch.randint(L, (5, 1))
+    assert not present.all()
+    noise = torch.where(present, tokens, torch.randint(VOCABULARY, tokens.shape))
+    assert not torch.equal(noise, tokens)
+    memory = bidirectional.read(tokens, present)
+    assert torch.equal(bidirectional.read(noise, present), memory)
+    everything = torch.ones_like(present)
+    assert (bidirectional.read(noise, everything) - memory).abs().amax() > 1e-3
+
+
+def test_chunks_do_not_change_gradients(bidirectional, tokens, monkeypatch):
+    asked = torch.randint(L, (5, 4))
+
+    def gradients():
+        bidirectional.requires_grad_().zero_grad()
+        bidirectional(tokens, asked).pow(3).sum().backward()
+        return [parameter.grad.clone() for parameter in bidirectional.parameters()]
+
+    chunked = gradients()
+    monkeypatch.setattr("smt_ray.model.encoder.CHUNK", 1 << 20)
+    torch.testing.assert_close(chunked, gradients(), atol=1e-3, rtol=1e-4)

@@ -1,5 +1,7 @@
 """Objectives against plain loops over sequences and timesteps, and how their means are shared."""
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -34,9 +36,10 @@ def make_batch(step=2, rows=B):
     }
 
 
-def teacher(**changes):
+def teacher(*, encoder="causal", **changes):
     settings = {name: getattr(LOSS, name) for name in LOSS.__slots__} | changes
-    return random_weights(Teacher(MODEL, LossConfig(**settings), VOCABULARY, SEED))
+    model = dataclasses.replace(MODEL, encoder=encoder)
+    return random_weights(Teacher(model, LossConfig(**settings), VOCABULARY, SEED))
 
 
 def dmt(**changes):
@@ -71,9 +74,12 @@ def test_every_timestep_is_sampled_equally_often():
     assert len(counts) == L - 1
 
 
-@pytest.mark.parametrize("dense", [True, False])
-def test_teacher_equals_a_loop_over_timesteps(dense):
-    model, batch = teacher(dense=dense).requires_grad_(False), make_batch()
+@pytest.mark.parametrize(
+    ("encoder", "dense"), [("causal", True), ("causal", False), ("bidirectional", False)]
+)
+def test_teacher_equals_a_loop_over_timesteps(encoder, dense):
+    model = teacher(encoder=encoder, dense=dense).requires_grad_(False)
+    batch = make_batch()
     timesteps, inputs, targets = model.timesteps(batch), batch["inputs"], batch["targets"]
     memory = model.encoder(inputs)
     empty = torch.zeros(1, K, D)

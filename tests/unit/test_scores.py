@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from smt_ray.evaluation.scores import Drift, Score, compare
 from smt_ray.model.decoder import Decoder
-from smt_ray.model.encoder import Encoder
+from smt_ray.model.encoder import build_encoder
 from smt_ray.model.rnn import RNN
 from tests.samples import MODEL, VOCABULARY, random_weights
 
@@ -62,7 +62,7 @@ def test_equal_logits_cost_the_vocabularys_bits():
 
 
 def test_the_rnn_is_scored_on_its_own_rollout_from_the_empty_memory():
-    encoder = random_weights(Encoder(MODEL, VOCABULARY), 1).requires_grad_(False)
+    encoder = random_weights(build_encoder(MODEL, VOCABULARY), 1).requires_grad_(False)
     readout = random_weights(Decoder(MODEL, VOCABULARY), 2).requires_grad_(False)
     rnn = random_weights(RNN(MODEL, VOCABULARY), 3).requires_grad_(False)
     tokens = torch.randint(VOCABULARY, (sum(SIZES), L + 1))

@@ -25,16 +25,16 @@ class ModelConfig:
     encoder_depth: int = 3
     """Blocks of the encoder's causal trunk, or of the bidirectional encoder."""
     register_depth: int = 2
-    """R: blocks in which the K registers of each timestep read the trunk."""
+    """R: blocks in which the K registers of each timestep read the trunk (`causal`)."""
     project_registers: bool = True
-    """Add a projection of the trunk state at t to the registers of timestep t."""
+    """Add a projection of the trunk state at t to the registers of timestep t (`causal`)."""
     decoder_depth: int = 1
     """Blocks of the decoder, and of the readout that is copied from it."""
     cell: str = "transformer"
     """Kind of RNN cell: `transformer`, `mlp`, `gru`, `lstm` (for BPTT alone: its state is not
     normalised), or `module:Class` of your own."""
     cell_depth: int = 1
-    """Blocks of the cell."""
+    """Blocks of the cell (`transformer` and `mlp`)."""
     write_gate: bool = False
     """Let each memory token keep a learned part of its old value (`transformer` cell)."""
     mlp_ratio: int = 4
@@ -44,9 +44,17 @@ class ModelConfig:
         """Check every field."""
         names = ("width", "memory_tokens", "heads", "encoder_depth", "register_depth")
         at_least(1, "model", self, *names, "decoder_depth", "cell_depth", "mlp_ratio")
-        known = self.cell in CELLS or self.cell.count(":") == 1
+        module, colon, name = self.cell.partition(":")
+        own = bool(colon) and all(part.isidentifier() for part in (*module.split("."), name))
+        known = self.cell in CELLS or own
         rule = f"must be one of {', '.join(CELLS)}, or module:Class"
         require(known, "model.cell", repr(self.cell), rule)
+        rule = "must be even for model.cell=lstm, which keeps h and c in a half each"
+        even = self.cell != "lstm" or self.memory_tokens % 2 == 0
+        require(even, "model.memory-tokens", self.memory_tokens, rule)
+        rule = f"model.cell={self.cell} has no gate; it needs model.cell=transformer"
+        gated = not self.write_gate or self.cell == "transformer" or own
+        require(gated, "model.write-gate", self.write_gate, rule)
         rule = f"must divide model.width={self.width}"
         require(self.width % self.heads == 0, "model.heads", self.heads, rule)
         rule = f"model.width / model.heads must be even (rotary positions), width={self.width}"

@@ -5,6 +5,7 @@ Loading needs torch and safetensors; no ray and no pickle.
 
 import dataclasses
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -81,8 +82,8 @@ def load_rnn(path: str | Path | Location) -> ExportedRNN:
     """Load an exported RNN, in evaluation mode.
 
     Raises:
-        ValueError: in one line, if `path` holds no exported RNN, a damaged one, or one of another
-            format.
+        ValueError: in one line, if `path` holds no exported RNN, a damaged one, one of another
+            format, or one whose cell is a class of a module that is not imported yet.
     """
     directory = Location.of(path)
     config = _read(directory, "config.json", json.loads)
@@ -91,13 +92,24 @@ def load_rnn(path: str | Path | Location) -> ExportedRNN:
     weights = _read(directory, "model.safetensors", load)
     tokenizer = load_tokenizer(directory)
     try:
-        rnn = ExportedRNN(ModelConfig(**config["model"]), config["vocabulary"], tokenizer)
+        model = ModelConfig(**config["model"])
+        _require_imported(model.cell, directory)
+        rnn = ExportedRNN(model, config["vocabulary"], tokenizer)
         rnn.load_state_dict(weights)
     except (KeyError, TypeError, RuntimeError) as error:
         raise ValueError(
             f"model={directory}: model.safetensors and config.json do not fit each other"
         ) from error
     return rnn.eval()
+
+
+def _require_imported(cell: str, directory: Location) -> None:
+    """Refuse a user's `module:Class` unless its module is there: a file may not import code."""
+    module, colon, _ = cell.partition(":")
+    if colon and module not in sys.modules:
+        raise ValueError(
+            f"model={directory}: its cell is {cell}; `import {module}` before it is loaded"
+        )
 
 
 def _read(directory: Location, name: str, parse: Callable[[bytes], Any]) -> Any:

@@ -1,30 +1,33 @@
 """RNN cells f: m_{t+1} = f(m_t, x_{t+1}), the output normalised over D.
 
-A cell is an `nn.Module` built from (`ModelConfig`, vocabulary); a new kind is one class here and
-one line in `CELLS`. Shapes: N memories, K memory tokens, D width, V vocabulary.
+A cell is an `nn.Module` built from (`ModelConfig`, vocabulary) and called with (memory, token). A
+user's own class needs no line here: `model.cell` names it as `module:Class`. Shapes: N memories, K
+memory tokens, D width, V vocabulary.
 """
+
+import importlib
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from smt_ray.config import ModelConfig
-from smt_ray.model.blocks import Block, Embedding, Linear, rms_norm
+from smt_ray.model.blocks import Block, Embedding, Linear, normalize, rms_norm
 
 
 class TransformerCell(nn.Module):
     """Full attention among the K memory tokens and one input token."""
 
     def __init__(self, config: ModelConfig, vocabulary: int) -> None:
-        """Create the blocks."""
+        """Create the blocks, and the write gate where one is asked for."""
         super().__init__()
         self.embed = Embedding(vocabulary, config.width)
         self.slot = nn.Parameter(torch.randn(config.memory_tokens, config.width) * 0.5)
         self.blocks = nn.ModuleList(
             Block(config.width, config.heads, config.mlp_ratio) for _ in range(config.cell_depth)
         )
+        self.gate = WriteGate(config) if config.write_gate else None
 
     def forward(
         self, memory: Float[Tensor, "N K D"], token: Int[Tensor, " N"]
@@ -34,7 +37,27 @@ class TransformerCell(nn.Module):
         *early, final = self.blocks
         for block in early:
             stream = block(stream)
-        return rms_norm(final(stream, last=memory.shape[1]))
+        after = final(stream, last=memory.shape[1])
+        return rms_norm(after if self.gate is None else self.gate(memory, after))
+
+
+class WriteGate(nn.Module):
+    """Choose for each memory token how much of the new value replaces the old one.
+
+    A closed gate keeps a token exactly, which a residual stream can only learn to come near.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        """Create the gate, mostly open (0.88) whatever it sees."""
+        super().__init__()
+        self.see = Linear(config.width, 1, zero=True)
+        self.open = nn.Parameter(torch.full((config.memory_tokens, 1), 2.0))
+
+    def forward(
+        self, before: Float[Tensor, "N K D"], after: Float[Tensor, "N K D"]
+    ) -> Float[Tensor, "N K D"]:
+        """Return the mixture, not normalised."""
+        return torch.lerp(before, after, torch.sigmoid(self.see(normalize(after)) + self.open))
 
 
 class MlpCell(nn.Module):
@@ -64,29 +87,80 @@ class MlpCell(nn.Module):
 
 
 class GruCell(nn.Module):
-    """A `torch.nn.GRUCell` over the flattened memory, its output normalised."""
+    """A `torch.nn.GRUCell` over the flattened memory, its output normalised.
+
+    A normalised memory has entries beyond the +-1 that a tanh can write. So the GRU sees a memory
+    that is smaller by a learned factor a slot, and the normalisation takes the factor off again.
+    """
 
     def __init__(self, config: ModelConfig, vocabulary: int) -> None:
         """Create the gated cell; its hidden size is K * D."""
         super().__init__()
         self.embed = Embedding(vocabulary, config.width)
+        self.scale = nn.Parameter(torch.full((config.memory_tokens, 1), 1 / 3))
         self.gru = nn.GRUCell(config.width, config.memory_tokens * config.width)
 
     def forward(
         self, memory: Float[Tensor, "N K D"], token: Int[Tensor, " N"]
     ) -> Float[Tensor, "N K D"]:
         """Return the next memory."""
-        state = self.gru(self.embed(token), rearrange(memory, "n k d -> n (k d)"))
+        state = self.gru(self.embed(token), (memory * self.scale).flatten(1))
         return rms_norm(state.view_as(memory))
+
+
+class LstmCell(nn.Module):
+    """A `torch.nn.LSTMCell`: h in the first half of the memory tokens, c in the second.
+
+    Its state is not normalised, so that no label can teach it: it is a baseline for BPTT.
+    """
+
+    def __init__(self, config: ModelConfig, vocabulary: int) -> None:
+        """Create the cell, of hidden size K / 2 * D; its forget gates begin open (bias 1)."""
+        super().__init__()
+        hidden = config.memory_tokens // 2 * config.width
+        self.embed = Embedding(vocabulary, config.width)
+        self.lstm = nn.LSTMCell(config.width, hidden)
+        nn.init.ones_(self.lstm.bias_hh.data[hidden : 2 * hidden])
+
+    def forward(
+        self, memory: Float[Tensor, "N K D"], token: Int[Tensor, " N"]
+    ) -> Float[Tensor, "N K D"]:
+        """Return the next state."""
+        hidden, carried = memory.flatten(1).chunk(2, dim=1)
+        state = self.lstm(self.embed(token), (hidden, carried))
+        return torch.cat(state, dim=1).view_as(memory)
 
 
 CELLS: dict[str, type[nn.Module]] = {
     "transformer": TransformerCell,
     "mlp": MlpCell,
     "gru": GruCell,
+    "lstm": LstmCell,
 }
+
+
+def cell_class(name: str) -> type[nn.Module]:
+    """Return the class of a kind of cell; a user's `module:Class` is imported.
+
+    Raises:
+        ValueError: if there is no such module or class, or it is no `torch.nn.Module`.
+    """
+    if name in CELLS:
+        return CELLS[name]
+    module, _, attribute = name.partition(":")
+    try:
+        holder = importlib.import_module(module)
+    except ImportError as error:
+        raise ValueError(
+            f"model.cell={name!r}: {error}; {module} must be importable (PYTHONPATH) on every node"
+        ) from error
+    found = getattr(holder, attribute, None)
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        wrong = "has no such class" if found is None else "holds no torch.nn.Module by that name"
+        raise ValueError(f"model.cell={name!r}: {module} {wrong}; name a torch.nn.Module class")
+    return found
 
 
 def build_cell(config: ModelConfig, vocabulary: int) -> nn.Module:
     """Build the cell that `config.cell` names."""
-    return CELLS[config.cell](config, vocabulary)
+    return cell_class(config.cell)(config, vocabulary)

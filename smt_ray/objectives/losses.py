@@ -10,6 +10,8 @@ from torch import Tensor
 
 PAIRS = 512
 """Pairs compared by the uniformity loss."""
+VARIANCE_FLOOR = 0.01
+"""Least variance by which the dynamics loss is divided; normalised memories have at most 1."""
 
 
 def squared_error(
@@ -19,6 +21,12 @@ def squared_error(
 ) -> Float[Tensor, ""]:
     """Sum the squared error over memories, divided by `count` numbers (Eq. 3)."""
     return (predicted.float() - label.float()).square().sum() / count
+
+
+def spread(memory: Float[Tensor, "M K D"]) -> Float[Tensor, "K 1"]:
+    """Return the standard deviation of each memory slot over memories, floored, no gradient."""
+    variance = memory.detach().float().var(0, correction=0).mean(-1, keepdim=True)
+    return variance.clamp(min=VARIANCE_FLOOR).sqrt()
 
 
 def uniformity(

@@ -11,7 +11,7 @@ from smt_ray.config import LossConfig, ModelConfig
 from smt_ray.model.cells import build_cell
 from smt_ray.model.decoder import Decoder
 from smt_ray.model.encoder import build_encoder
-from smt_ray.objectives.losses import PAIRS, squared_error, uniformity
+from smt_ray.objectives.losses import PAIRS, spread, squared_error, uniformity
 from smt_ray.objectives.objective import (
     IGNORED,
     Batch,
@@ -20,6 +20,7 @@ from smt_ray.objectives.objective import (
     cross_entropy,
     hashed,
     normalisers,
+    readout_loss,
     valid_targets,
 )
 
@@ -60,6 +61,14 @@ class Teacher(Objective):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return Eq. 5 and its parts in nats (`loss/dec`, `loss/dense`) and mean squares."""
+        ramp = self.loss.dynamics_ramp
+        return self._losses(batch, (batch["step"] / ramp).clamp(max=1) if ramp else 1.0)
+
+    def validate(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the same with the dynamics' whole weight, so that checkpoints compare."""
+        return self._losses(batch, 1.0)
+
+    def _losses(self, batch: Batch, ramp: Tensor | float) -> dict[str, Tensor]:
         inputs, targets, config = batch["inputs"], batch["targets"], self.loss
         timesteps = self.timesteps(batch)
         sampled, dense = normalisers(self, batch)
@@ -87,18 +96,18 @@ class Teacher(Objective):
             before, label = before.detach(), label.detach()
         arriving = torch.cat((inputs[:, :1], inputs.gather(1, timesteps[:, :-1] + 1)), dim=1)
         predicted = apply_cell(self.cell, before, arriving)
-        dyn = squared_error(predicted, label, torch.tensor(float(label.numel())))
+        unit = spread(label.flatten(0, 1)) if config.whiten_dynamics else 1.0
+        numbers = torch.tensor(float(label.numel()))
+        dyn = squared_error(predicted / unit, label / unit, numbers)
 
         pairs = torch.arange(4 * PAIRS, device=inputs.device).view(4, PAIRS)
         draws = hashed(self.seed, batch["step"], batch["sequence_id"][0], pairs)
         unif = uniformity(memory.flatten(0, 1), draws, per_slot=config.per_slot)
 
-        loss = config.decoding * dec + config.dynamics * dyn + config.uniformity * unif
+        loss = config.decoding * dec + ramp * config.dynamics * dyn + config.uniformity * unif
         metrics = {"loss/dec": dec, "loss/dyn": dyn, "loss/unif": unif}
         if config.dense:
-            metrics["loss/dense"] = cross_entropy(
-                self.decoder(memory.flatten(0, 1))[:, 0], targets.flatten(), dense
-            )
+            metrics["loss/dense"] = readout_loss(self.decoder, memory, targets, dense)
             loss = loss + config.decoding * metrics["loss/dense"]
         return {"loss": loss, **metrics}
 

@@ -1,11 +1,12 @@
 """The losses against plain loops."""
 
 import math
+import statistics
 
 import pytest
 import torch
 
-from smt_ray.objectives.losses import PAIRS, squared_error, uniformity
+from smt_ray.objectives.losses import PAIRS, VARIANCE_FLOOR, spread, squared_error, uniformity
 from smt_ray.objectives.objective import cross_entropy, hashed, valid_targets
 
 M, K, D = 6, 3, 4
@@ -19,6 +20,18 @@ def test_squared_error_is_the_sum_over_the_count():
         total += (a - b) ** 2
     found = squared_error(predicted, label, torch.tensor(7.0))
     assert float(found) == pytest.approx(total / 7, rel=1e-6)
+
+
+def test_spread_is_the_deviation_of_each_slot_over_memories():
+    memory = torch.randn(50, K, D) * torch.tensor([0.5, 2.0, 1e-3])[:, None] + 3
+    found = spread(memory.requires_grad_())
+    assert not found.requires_grad
+    for slot in range(K):
+        columns = memory[:, slot].T.tolist()
+        variance = sum(statistics.pvariance(column) for column in columns) / D
+        expected = max(variance, VARIANCE_FLOOR) ** 0.5
+        assert float(found[slot]) == pytest.approx(expected, rel=1e-5)
+    assert float(found[2]) == pytest.approx(VARIANCE_FLOOR**0.5)
 
 
 @pytest.mark.parametrize("per_slot", [False, True])

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from smt_ray.config import DmtConfig, LossConfig
 from smt_ray.objectives.dmt import Dmt
-from smt_ray.objectives.losses import PAIRS, uniformity
+from smt_ray.objectives.losses import PAIRS, VARIANCE_FLOOR, uniformity
 from smt_ray.objectives.objective import hashed, previous
 from smt_ray.objectives.teacher import Teacher
 from smt_ray.objectives.transition import Transition
@@ -126,6 +126,35 @@ def test_detached_dynamics_leave_the_encoder_alone(detach):
 
     assert moved(model.cell) > 0
     assert (moved(model.encoder) == 0) == detach
+
+
+def test_whitened_dynamics_are_relative_to_the_spread_of_their_labels():
+    plain, whitened = teacher(timesteps=6), teacher(timesteps=6, whiten_dynamics=True)
+    batch = make_batch()
+    before, label = [], []
+    memory, timesteps = plain.encoder(batch["inputs"]), plain.timesteps(batch)[:, :-1]
+    tokens = []
+    for b in range(B):
+        for t in [-1, *timesteps[b].tolist()]:
+            before.append(memory[b, t] if t >= 0 else torch.zeros(K, D))
+            label.append(memory[b, t + 1])
+            tokens.append(batch["inputs"][b, t + 1])
+    error = plain.cell(torch.stack(before), torch.stack(tokens)) - torch.stack(label)
+    spread = torch.stack(label).var(0, correction=0).mean(-1)
+    assert spread.min() > 2 * VARIANCE_FLOOR
+    expected = (error.square().mean((0, 2)) / spread).mean()
+    torch.testing.assert_close(whitened(batch)["loss/dyn"], expected, atol=1e-5, rtol=1e-5)
+    assert not torch.isclose(plain(batch)["loss/dyn"], expected, rtol=0.01)
+
+
+def test_dynamics_ramp_in_but_not_in_validation():
+    model = teacher(decoding=0.0, uniformity=0.0, dense=False, dynamics_ramp=10)
+    for step, share in {0: 0.0, 5: 0.5, 10: 1.0, 40: 1.0}.items():
+        batch = make_batch(step=step)
+        found = model(batch)
+        torch.testing.assert_close(found["loss"], 0.7 * share * found["loss/dyn"])
+        whole = model.validate(batch)
+        torch.testing.assert_close(whole["loss"], 0.7 * found["loss/dyn"])
 
 
 def test_transition_equals_a_loop_over_pairs():

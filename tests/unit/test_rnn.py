@@ -1,5 +1,6 @@
 """The standalone RNN: rollout, sampling, and its files."""
 
+import dataclasses
 import itertools
 import json
 import subprocess
@@ -8,10 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from smt_ray.data.export import ExportedRNN, load_rnn, save_rnn
 from smt_ray.data.storage import Location
 from smt_ray.data.tokenizers import ByteTokenizer
+from smt_ray.model.blocks import rms_norm
 from smt_ray.model.rnn import RNN
 from tests.samples import MODEL, VOCABULARY, random_weights
 
@@ -121,6 +124,32 @@ def test_a_place_without_a_model_is_refused(exported, tmp_path):
     config.write_text(json.dumps(json.loads(config.read_text()) | {"format": 99}))
     with pytest.raises(ValueError, match=r"^model=[^\n]*format[^\n]* 1\b[^\n]*$"):
         load_rnn(exported[1])
+
+
+class Copier(nn.Module):
+    """A user's cell."""
+
+    def __init__(self, config, vocabulary):
+        super().__init__()
+        self.embed = nn.Embedding(vocabulary, config.width)
+
+    def forward(self, memory, token):
+        return rms_norm(memory + self.embed(token)[:, None])
+
+
+def test_a_users_cell_is_loaded_but_never_imported(tmp_path):
+    model = dataclasses.replace(MODEL, cell=f"{__name__}:Copier")
+    rnn = random_weights(RNN(model, 256)).requires_grad_(False)
+    save_rnn(rnn, Location.of(tmp_path), ByteTokenizer())
+    loaded, tokens = load_rnn(tmp_path).requires_grad_(False), torch.randint(256, (2, 7))
+    assert isinstance(loaded.cell, Copier)
+    assert torch.equal(loaded.rollout(tokens), rnn.rollout(tokens))
+    config = tmp_path / "config.json"
+    named = config.read_text().replace(__name__, "antigravity")  # opens a browser if imported
+    config.write_text(named)
+    with pytest.raises(ValueError, match=r"^model=[^\n]*antigravity:Copier; `import antigravity` "):
+        load_rnn(tmp_path)
+    assert "antigravity" not in sys.modules
 
 
 def test_loading_needs_no_ray_and_unpickles_nothing(exported):

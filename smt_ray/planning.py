@@ -6,7 +6,6 @@ from smt_ray.config import RunConfig
 from smt_ray.data import sources
 from smt_ray.data.shards import DTYPES
 from smt_ray.data.storage import Location
-from smt_ray.data.tokenizers import load_tokenizer
 from smt_ray.distributed.session import cpus_needed, gpus_needed
 from smt_ray.model.rnn import RNN
 from smt_ray.objectives.teacher import Teacher
@@ -38,7 +37,7 @@ def label_bytes_to_write(config: RunConfig, place: Location | None) -> int:
 
 def plan(config: RunConfig) -> str:
     """Describe what a run takes: parameters, label bytes, memory of a worker, CPUs, GPUs."""
-    vocabulary = load_tokenizer(config.data.tokenizer).vocabulary
+    vocabulary = sources.load_tokenizer_of(config.data).vocabulary
     counts, tokens = parameters(config, vocabulary), sources.size(config.data)
     runtime, gib = config.runtime, 2**30
     shared = runtime.workers if runtime.zero_stage == 3 else 1

@@ -1,6 +1,7 @@
 """Where tokens come from."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from smt_ray.config.checks import at_least, require
 
@@ -62,3 +63,10 @@ class DataConfig:
         at_least(2, "data", self, "sequence_length")
         ok = 0 < self.validation_fraction <= 0.5
         require(ok, "data.validation-fraction", self.validation_fraction, "must be in (0, 0.5]")
+
+    @property
+    def kind(self) -> Literal["text", "task", "pixels"]:
+        """What the source is made of; text unless its name says otherwise."""
+        if self.source.startswith("task:"):
+            return "task"
+        return "pixels" if self.source.startswith("pixels:") else "text"

@@ -36,6 +36,10 @@ class Stream:
         """Return what a checkpoint must hold beside the step."""
         return {}
 
+    def probe(self) -> Batch | None:
+        """Return a batch of the state that is kept, for `Objective.probe`, if there is any."""
+        return None
+
 
 class Reader(Stream):
     """One rank's view of a shard directory; the next batch is read ahead by a thread."""
@@ -115,7 +119,8 @@ class Reader(Stream):
         shape, label = self.manifest, 0
         if "memory_tokens" in shape:
             label = shape["memory_tokens"] * shape["width"] * DTYPES[shape["dtype"]].itemsize
-        return int(shape["sequence_length"] * (4 + label))
+        lists = 2 if shape.get("targets") else 1
+        return int(shape["sequence_length"] * (4 * lists + label))
 
     def _order(self, epoch: int) -> np.ndarray:
         """Return the epoch's rows as (lanes, steps, rows of a lane in one batch)."""

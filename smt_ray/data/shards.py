@@ -1,24 +1,20 @@
 """The format of token and label shards: Parquet files and a manifest in one directory.
 
-Token shards hold windows of L + 1 tokens; label shards add the memories of all L timesteps as raw
-little-endian bytes. Legend: N rows, L sequence, K memory tokens, D width.
+Token shards hold windows of L + 1 tokens, or L tokens and their L targets; label shards add the
+memories of all L timesteps as raw little-endian bytes. Legend: N rows, L sequence, K memory tokens,
+D width.
 """
 
-from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from jaxtyping import Float
-from numpy.typing import NDArray
 from torch import Tensor
 
-from smt_ray.data.formats import Document
 from smt_ray.data.storage import Location
-from smt_ray.data.tokenizers import Tokenizer
 
 MANIFEST = "manifest.json"
 ROW_GROUP_BYTES = 4 << 20
@@ -27,89 +23,36 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 Manifest = dict[str, Any]
 
 
-def token_schema(length: int) -> pa.Schema:
-    """Return the columns of a token shard for sequences of `length` (L) inputs."""
-    return pa.schema(
-        [
-            pa.field("sequence_id", pa.int64(), nullable=False),
-            pa.field("tokens", pa.list_(pa.int32(), length + 1), nullable=False),
-            pa.field("bytes", pa.int32(), nullable=False),
-        ]
-    )
+def token_schema(length: int, *, targets: bool = False, covers: bool = True) -> pa.Schema:
+    """Return the columns of a token shard.
+
+    Args:
+        length: L, inputs in a sequence.
+        targets: whether a row has targets of its own, L beside L tokens; otherwise they are the
+            next tokens, and a row holds L + 1.
+        covers: whether a row says how many source bytes (or pixels) its targets are.
+    """
+    names = ("tokens", "targets") if targets else ("tokens",)
+    lists = pa.list_(pa.int32(), length if targets else length + 1)
+    fields = [pa.field("sequence_id", pa.int64(), nullable=False)]
+    fields += [pa.field(name, lists, nullable=False) for name in names]
+    if covers:
+        fields.append(pa.field("bytes", pa.int32(), nullable=False))
+    return pa.schema(fields)
 
 
-def label_schema(length: int, memory_tokens: int, width: int, dtype: str) -> pa.Schema:
-    """Return the columns of a label shard: L, K, D and the number format of a memory."""
+def label_schema(
+    length: int, memory_tokens: int, width: int, dtype: str, *, targets: bool = False
+) -> pa.Schema:
+    """Return the columns of a label shard: those of its tokens, and memories of L, K, D."""
     size = length * memory_tokens * width * DTYPES[dtype].itemsize
-    return pa.schema(
-        [
-            pa.field("sequence_id", pa.int64(), nullable=False),
-            pa.field("tokens", pa.list_(pa.int32(), length + 1), nullable=False),
-            pa.field("memory", pa.binary(size), nullable=False),
-        ]
-    )
+    tokens = token_schema(length, targets=targets, covers=False)
+    return tokens.append(pa.field("memory", pa.binary(size), nullable=False))
 
 
 def row_group_rows(row_bytes: int) -> int:
     """Return the rows of one row group: about 4 MiB, at least 1 and at most 1024 rows."""
     return max(1, min(1024, ROW_GROUP_BYTES // row_bytes))
-
-
-class Packer:
-    """Cuts one stream of documents into windows of L + 1 tokens that overlap by one.
-
-    `documents` and `tokens` count what was read (separators are tokens); a last part that does not
-    fill a window is left out. Row r of unit i has the identity i * 2^32 + r.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, length: int, unit: int) -> None:
-        """Cut for sequences of `length` (L) inputs; `unit` is the unit of work's index."""
-        self.documents = 0
-        self.tokens = 0
-        self._tokenizer = tokenizer
-        self._length = length
-        self._next_id = unit << 32
-        self._schema = token_schema(length)
-
-    def tables(self, documents: Iterable[Document], rows: int) -> Iterator[pa.Table]:
-        """Yield token tables of `rows` rows (the last may be shorter)."""
-        separator = np.full(1, self._tokenizer.separator, np.int32)
-        step = rows * self._length
-        parts: list[NDArray[np.int32]] = []
-        held = 0
-        for document in documents:
-            ids = document if isinstance(document, np.ndarray) else self._tokenizer.encode(document)
-            new = [separator, ids] if self.documents else [ids]
-            parts += new
-            held += sum(map(len, new))
-            self.documents += 1
-            if held > step:
-                stream = np.concatenate(parts)
-                whole = (held - 1) // step * step
-                for start in range(0, whole, step):
-                    yield self._table(stream[start : start + step + 1])
-                parts = [stream[whole:].copy()]
-                held -= whole
-                self.tokens += whole
-        self.tokens += held
-        if held > self._length:
-            stream = np.concatenate(parts)
-            yield self._table(stream[: (held - 1) // self._length * self._length + 1])
-
-    def _table(self, stream: NDArray[np.int32]) -> pa.Table:
-        length = self._length
-        windows = np.lib.stride_tricks.sliding_window_view(stream, length + 1)[::length]
-        count = len(windows)
-        covered = self._tokenizer.byte_lengths(stream[1:]).reshape(count, length)
-        ids = np.arange(self._next_id, self._next_id + count)
-        self._next_id += count
-        flat = pa.array(np.ascontiguousarray(windows).reshape(-1))
-        columns = [
-            pa.array(ids),
-            pa.FixedSizeListArray.from_arrays(flat, length + 1),
-            pa.array(covered.sum(1, dtype=np.int32)),
-        ]
-        return pa.Table.from_arrays(columns, schema=self._schema)
 
 
 def open_shards(
@@ -190,11 +133,11 @@ def tensor_to_memory(memory: Float[Tensor, "N L K D"]) -> pa.FixedSizeBinaryArra
 
 def _schema(manifest: Manifest) -> pa.Schema:
     """Return the columns that the shards of a manifest must have."""
-    length = manifest["sequence_length"]
+    length, targets = manifest["sequence_length"], manifest.get("targets", False)
     if manifest["kind"] == "tokens":
-        return token_schema(length)
+        return token_schema(length, targets=targets, covers=not targets or "bytes" in manifest)
     shape = (manifest["memory_tokens"], manifest["width"], manifest["dtype"])
-    return label_schema(length, *shape)
+    return label_schema(length, *shape, targets=targets)
 
 
 def _check_shard(file: Location, rows: int, schema: pa.Schema) -> None:

@@ -1,12 +1,13 @@
-"""Where documents come from: the standard library, local or remote files, Hugging Face data sets.
+"""Where sequences come from: text, synthetic tasks, images.
 
 `plan` turns a `DataConfig` into units of work of bounded size, the same for the same configuration
-and files; `read` streams the documents of one unit, on whatever node it runs.
+and files; `read` streams what one unit holds, on whatever node it runs, and `packer` makes rows of
+it. Text is documents, cut into windows; tasks and images are examples with targets of their own.
 """
 
 import hashlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,14 +19,24 @@ from smt_ray.config import DataConfig
 from smt_ray.data.files import file_pieces, read_files
 from smt_ray.data.formats import Document
 from smt_ray.data.hub import hub_pieces, read_hub
-from smt_ray.data.pieces import Piece, groups
-from smt_ray.data.tokenizers import Tokenizer, load_tokenizer
+from smt_ray.data.packer import ExamplePacker, Examples, Packer, WindowPacker
+from smt_ray.data.pieces import Piece, Weighted, groups
+from smt_ray.data.pixels import (
+    DIGITS,
+    check_pixels,
+    images_of,
+    pixel_pieces,
+    pixel_vocabulary,
+    read_pixels,
+)
+from smt_ray.data.tasks import check_task, read_task, task_pieces, task_vocabulary
+from smt_ray.data.tokenizers import NumberTokenizer, Tokenizer, load_tokenizer
 
 SPLITS = ("train", "validation")
 
 
 class SourceError(ValueError):
-    """What is wrong with the source, in one line that starts with `data.source=`."""
+    """What is wrong with the source, in one line that starts with the field at fault."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +48,67 @@ class Unit:
     pieces: tuple[Piece, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """How sources whose names begin with `prefix` are cut and read.
+
+    `pieces` returns each split's; `read` yields what some of a split's hold, its last argument says
+    whether that is validation.
+    """
+
+    prefix: str
+    pieces: Callable[[DataConfig], dict[str, list[Weighted]]]
+    read: Callable[[tuple[Piece, ...], DataConfig, bool], Iterator[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleKind(Kind):
+    """A kind that is no text: it has its own vocabulary and its own rule for the length."""
+
+    vocabulary: Callable[[DataConfig], int]
+    check: Callable[[DataConfig], None]
+
+
+KINDS = (
+    ExampleKind("task:", task_pieces, read_task, task_vocabulary, check_task),
+    ExampleKind("pixels:", pixel_pieces, read_pixels, pixel_vocabulary, check_pixels),
+    Kind("hf:", hub_pieces, read_hub),
+    Kind("", file_pieces, lambda parts, config, validation: read_files(parts, config)),
+)
+
+
 def resolve(config: DataConfig) -> DataConfig:
     """Return the configuration with a local source made absolute, for any process to read."""
-    head, name = ("hf:", config.source[3:]) if _is_hub(config) else ("", config.source)
-    place = Path(name).expanduser().absolute()
-    if name == "stdlib" or "://" in name or (head and not place.exists()):
+    prefix = _kind(config).prefix
+    name = config.source.removeprefix(prefix)
+    if prefix == "task:" or config.source in {"stdlib", DIGITS} or "://" in name:
         return config
-    return replace(config, source=f"{head}{place}")
+    place = Path(name).expanduser().absolute()
+    if prefix == "hf:" and not place.exists():
+        return config
+    return replace(config, source=f"{prefix}{place}")
+
+
+def load_tokenizer_of(config: DataConfig) -> Tokenizer:
+    """Return the source's tokenizer: the configured one for text, else its own numbers.
+
+    Raises:
+        ValueError: naming the field at fault, if the configured one is not for this source.
+    """
+    kind = _kind(config)
+    given = load_tokenizer(config.tokenizer)
+    if not isinstance(kind, ExampleKind):
+        if isinstance(given, NumberTokenizer):
+            raise _error(config, f"is text, but {config.tokenizer} knows numbers only")
+        return given
+    with _explained(config):
+        own = NumberTokenizer(kind.vocabulary(resolve(config)))
+    if config.tokenizer != "bytes" and (given.name, given.vocabulary) != (own.name, own.vocabulary):
+        raise ValueError(
+            f"data.tokenizer={config.tokenizer!r}: has {given.vocabulary} {given.name}, but "
+            f"{config.source} has {own.vocabulary} {own.name} of its own; leave this out"
+        )
+    return own
 
 
 def plan(config: DataConfig) -> dict[str, list[Unit]]:
@@ -52,9 +117,7 @@ def plan(config: DataConfig) -> dict[str, list[Unit]]:
     Raises:
         SourceError: if nothing matches the source, or its files are empty or of an unknown kind.
     """
-    with _explained(config):
-        place = resolve(config)
-        pieces = hub_pieces(place) if _is_hub(place) else file_pieces(place)
+    pieces = _pieces(config)
     numbers = itertools.count()
     return {
         split: [Unit(next(numbers), split, group) for group in groups(pieces[split])]
@@ -62,23 +125,28 @@ def plan(config: DataConfig) -> dict[str, list[Unit]]:
     }
 
 
-def read(unit: Unit, config: DataConfig, tokenizer: Tokenizer) -> Iterator[Document]:
-    """Yield the documents of one unit: text, bytes or int32 token ids.
+def read(
+    unit: Unit, config: DataConfig, tokenizer: Tokenizer
+) -> Iterator[Document] | Iterator[Examples]:
+    """Yield the documents of one unit (text, bytes or int32 token ids), or its examples.
 
     Raises:
         SourceError: if a file is unreadable, or token ids are outside the vocabulary.
     """
     with _explained(config):
-        place = resolve(config)
-        if _is_hub(place):
-            documents = read_hub(unit.pieces, place, validation=unit.split == "validation")
-        else:
-            documents = read_files(unit.pieces, place)
-        for document in documents:
-            if isinstance(document, np.ndarray):
-                yield _checked(document, tokenizer)
-            elif document:
-                yield document
+        for content in _kind(config).read(unit.pieces, resolve(config), unit.split == "validation"):
+            if isinstance(content, np.ndarray):
+                yield _checked(content, tokenizer)
+            elif content:
+                yield content
+
+
+def packer(unit: Unit, config: DataConfig, tokenizer: Tokenizer) -> Packer:
+    """Return what makes rows of that which `read` yields of a unit."""
+    length = config.sequence_length
+    if isinstance(_kind(config), ExampleKind):
+        return ExamplePacker(length, unit.index, covers=config.kind == "pixels")
+    return WindowPacker(tokenizer, length, unit.index)
 
 
 def check(config: DataConfig) -> None:
@@ -87,16 +155,30 @@ def check(config: DataConfig) -> None:
     Raises:
         ValueError: naming the field at fault, in one line (a `SourceError` but for the tokenizer).
     """
-    tokenizer = load_tokenizer(config.tokenizer)
+    tokenizer, kind = load_tokenizer_of(config), _kind(config)
+    if isinstance(kind, ExampleKind):
+        with _explained(config):
+            kind.check(resolve(config))
     for split, units in plan(config).items():
         pieces = [piece for unit in units for piece in unit.pieces]
         # A token covers a byte or more; the rows of a compressed file and shards tell nothing.
-        if not _is_hub(config) and not any(p.path.endswith(".parquet") for p in pieces):
+        if not kind.prefix and not any(p.path.endswith(".parquet") for p in pieces):
             most = sum(p.stop - p.start + 1 for p in pieces) - 1
             if most <= config.sequence_length:
                 raise too_short(config, split, most)
         if not units or next(read(units[0], config, tokenizer), None) is None:
             raise too_short(config, split, 0)
+
+
+def image_shape(config: DataConfig) -> tuple[int, int]:
+    """Return height and width of the images of a `pixels:` source.
+
+    Raises:
+        SourceError: if the source is unreadable.
+    """
+    with _explained(config):
+        images = images_of(resolve(config))
+    return images.height, images.width
 
 
 def identity(config: DataConfig) -> str:
@@ -110,10 +192,10 @@ def identity(config: DataConfig) -> str:
 
 
 def size(config: DataConfig) -> int:
-    """Return about how many bytes the source has; 0 for `hf:` sources, whose size is unknown."""
-    if _is_hub(config):
+    """Return about how many tokens the source has, one a byte; 0 for `hf:`, where none knows."""
+    if _kind(config).prefix == "hf:":
         return 0
-    return int(sum(bytes_ for side in file_pieces(resolve(config)).values() for _, bytes_ in side))
+    return int(sum(weight for side in _pieces(config).values() for _, weight in side))
 
 
 def too_short(config: DataConfig, split: str, tokens: int) -> SourceError:
@@ -127,20 +209,27 @@ def too_short(config: DataConfig, split: str, tokens: int) -> SourceError:
 
 
 def _error(config: DataConfig, rule: object) -> SourceError:
-    return SourceError(f"data.source={config.source!r}: {' '.join(str(rule).split())}")
+    said = " ".join(str(rule).split())
+    names_field = said.startswith("data.")
+    return SourceError(said if names_field else f"data.source={config.source!r}: {said}")
 
 
 @contextmanager
 def _explained(config: DataConfig) -> Iterator[None]:
-    """Put the source's field in front of what went wrong in reading it."""
+    """Put the source's field in front of what went wrong in reading it, unless another is named."""
     try:
         yield
     except (ValueError, OSError) as error:
         raise _error(config, error) from error
 
 
-def _is_hub(config: DataConfig) -> bool:
-    return config.source.startswith("hf:")
+def _kind(config: DataConfig) -> Kind:
+    return next(kind for kind in KINDS if config.source.startswith(kind.prefix))
+
+
+def _pieces(config: DataConfig) -> dict[str, list[Weighted]]:
+    with _explained(config):
+        return _kind(config).pieces(resolve(config))
 
 
 def _checked(tokens: Any, tokenizer: Tokenizer) -> Document:

@@ -1,7 +1,8 @@
 """Tokenizers: text or bytes to token ids and back, and the source bytes that each token covers.
 
-Two kinds: the 256 byte values, and any Hugging Face `tokenizers` JSON file. Either is saved into a
-directory as `tokenizer.json`, from which `load_tokenizer` reads it again.
+Three kinds: the 256 byte values, any Hugging Face `tokenizers` JSON file, and plain numbers for
+sources that are no text. Each is saved into a directory as `tokenizer.json`, from which
+`load_tokenizer` reads it again.
 """
 
 import json
@@ -65,6 +66,43 @@ class ByteTokenizer(Tokenizer):
     def save(self, directory: Location) -> None:
         """Write a JSON file that says `bytes`."""
         (directory / FILE).write_json({"smt_ray": self.name})
+
+
+class NumberTokenizer(Tokenizer):
+    """The ids of a source that is no text: its text is the numbers, with spaces between them."""
+
+    name = "numbers"
+    separator = 0
+
+    def __init__(self, vocabulary: int) -> None:
+        """Know the numbers 0..vocabulary-1."""
+        self.vocabulary = vocabulary
+
+    def encode(self, text: str | bytes) -> NDArray[np.int32]:
+        """Return the numbers.
+
+        Raises:
+            ValueError: naming the first word that is none of them.
+        """
+        words = (text.decode(errors="replace") if isinstance(text, bytes) else text).split()
+        known = {str(number): number for number in range(self.vocabulary)}
+        strange = next((word for word in words if word not in known), None)
+        if strange is not None:
+            rule = f"is none of the numbers 0..{self.vocabulary - 1} that this model knows"
+            raise ValueError(f"{strange!r}: {rule}; give such numbers with spaces between them")
+        return np.array([known[word] for word in words], np.int32)
+
+    def decode(self, ids: ArrayLike) -> str:
+        """Return the numbers with spaces between them."""
+        return " ".join(map(str, np.asarray(ids).tolist()))
+
+    def byte_lengths(self, ids: ArrayLike) -> NDArray[np.int32]:
+        """Return 1 for every id: it stands for one number of its source."""
+        return np.ones_like(np.asarray(ids), np.int32)
+
+    def save(self, directory: Location) -> None:
+        """Write a JSON file with the vocabulary."""
+        (directory / FILE).write_json({"smt_ray": self.name, "vocabulary": self.vocabulary})
 
 
 class JsonTokenizer(Tokenizer):
@@ -137,8 +175,11 @@ def load_tokenizer(place: str | Location) -> Tokenizer:
     try:
         file = Location.of(place)
         content = ((file / FILE) if file.is_dir() else file).read_text()
-        if json.loads(content) == {"smt_ray": "bytes"}:
-            return ByteTokenizer()
+        match json.loads(content):
+            case {"smt_ray": "bytes"}:
+                return ByteTokenizer()
+            case {"smt_ray": "numbers", "vocabulary": int(vocabulary)}:
+                return NumberTokenizer(vocabulary)
         return JsonTokenizer(content, str(place))
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())

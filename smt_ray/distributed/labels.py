@@ -68,7 +68,7 @@ def write_labels(
     began = time.monotonic()
     model, length = config.model, config.data.sequence_length
     spec = EncoderSpec(model, vocabulary, teacher, config.teacher.precision, config.labels.dtype)
-    fields = {
+    fields: Manifest = {
         "kind": "labels",
         "sequence_length": length,
         "memory_tokens": model.memory_tokens,
@@ -81,17 +81,19 @@ def write_labels(
     for split in SPLITS:
         source = tokens / split
         expected = {"sequence_length": length, "vocabulary": vocabulary}
-        shards[split] = [
-            source / name for name in open_shards(source, "tokens", **expected)["shards"]
-        ]
+        manifest = open_shards(source, "tokens", **expected)
+        fields["targets"] = manifest.get("targets", False)
+        shards[split] = [source / name for name in manifest["shards"]]
         ids[split] = _chosen(config, split, _ids(shards[split]))
     rates = dict.fromkeys(SPLITS, 0.0)
     for split in SPLITS:
         directory = target / split
         if not (directory / MANIFEST).exists():
-            rates[split] = _label(
-                config, spec, shards[split], directory, target / "progress" / split
+            progress = target / "progress" / split
+            schema = label_schema(
+                length, model.memory_tokens, model.width, spec.dtype, targets=fields["targets"]
             )
+            rates[split] = _label(config, spec, schema, shards[split], directory, progress)
             _write_manifest(directory, fields, ids[split])
     return {
         "labels": length * sum(map(len, ids.values())),
@@ -121,9 +123,11 @@ class Labeller:
         """Return the label rows of a batch of token rows."""
         self.meter.begin.remote()
         tokens = batch["tokens"].combine_chunks()
-        windows = tokens.flatten().to_numpy().reshape(len(batch), -1)
-        memory = self.gang.encode(windows[:, :-1])
-        columns = [batch["sequence_id"], tokens, tensor_to_memory(memory)]
+        inputs = tokens.flatten().to_numpy().reshape(len(batch), -1)
+        if "targets" not in batch.column_names:  # they are the next tokens: the last is no input
+            inputs = inputs[:, :-1]
+        memory = self.gang.encode(inputs)
+        columns = [batch[name] for name in self.schema.names[:-1]] + [tensor_to_memory(memory)]
         self.meter.end.remote(memory.shape[0] * memory.shape[1])
         return pa.Table.from_arrays(columns, schema=self.schema)
 
@@ -162,21 +166,21 @@ class Meter:
 def _label(
     config: RunConfig,
     spec: EncoderSpec,
+    schema: pa.Schema,
     tokens: list[Location],
     directory: Location,
     progress: Location,
 ) -> float:
     """Write the label shards of one split; return the rate in labels per second."""
-    runtime, length = config.runtime, config.data.sequence_length
-    memory_tokens, width = spec.model.memory_tokens, spec.model.width
-    schema = label_schema(length, memory_tokens, width, spec.dtype)
-    row_bytes = 4 * (length + 1) + schema.field("memory").type.byte_width
+    runtime = config.runtime
+    lists = sum(field.type.list_size for field in schema if pa.types.is_fixed_size_list(field.type))
+    row_bytes = 4 * lists + schema.field("memory").type.byte_width
     batches = max(1, SHARD_BYTES // (row_bytes * runtime.gang_batch))
     meter: Any = Meter.remote()  # type: ignore[attr-defined]
     with DataContext.current(_context(runtime, progress)):
         paths = [shard.path for shard in tokens]
         rows = ray.data.read_parquet(paths, filesystem=tokens[0].filesystem)
-        rows = rows.select_columns(["sequence_id", "tokens"])
+        rows = rows.select_columns(schema.names[:-1])
         if config.labels.fraction < 1:
             some = partial(_keep, fraction=config.labels.fraction)
             rows = rows.map_batches(some, batch_format="pyarrow", batch_size=None)

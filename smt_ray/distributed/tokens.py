@@ -1,18 +1,17 @@
-"""The stage `tokens`: Ray Data reads a source, tokenises it and writes token shards."""
+"""The stage `tokens`: Ray Data reads or makes a source's sequences and writes token shards."""
 
 import itertools
 import logging
 from typing import Any
 
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 
 from smt_ray.config import DataConfig, RunConfig
 from smt_ray.data import sources
-from smt_ray.data.shards import MANIFEST, Packer, row_group_rows
+from smt_ray.data.shards import MANIFEST, Manifest, row_group_rows
 from smt_ray.data.storage import Location
-from smt_ray.data.tokenizers import Tokenizer, load_tokenizer
+from smt_ray.data.tokenizers import Tokenizer
 
 SHARD_ROW_GROUPS = 32
 
@@ -32,7 +31,7 @@ def write_tokens(config: RunConfig, target: Location) -> None:
     target.delete_dir()
     for split in sources.SPLITS:
         (target / split).make_dir()
-    tokenizer = load_tokenizer(config.data.tokenizer)
+    tokenizer = sources.load_tokenizer_of(config.data)
     tokenizer.save(target)
     units = [unit for group in sources.plan(config.data).values() for unit in group]
     resolved = sources.resolve(config.data)
@@ -61,11 +60,11 @@ def _write_unit(
     unit: sources.Unit, config: DataConfig, tokenizer: Tokenizer, target: Location
 ) -> dict[str, Any]:
     """Read, tokenise and write one unit; return its counts."""
-    length = config.sequence_length
-    packer = Packer(tokenizer, length, unit.index)
-    tables = packer.tables(sources.read(unit, config, tokenizer), row_group_rows(4 * (length + 1)))
+    packer = sources.packer(unit, config, tokenizer)
+    lists = 1 if config.kind == "text" else 2
+    rows = row_group_rows(4 * lists * (config.sequence_length + 1))
+    tables = packer.tables(sources.read(unit, config, tokenizer), rows)
     shards: dict[str, int] = {}
-    covered = 0
     for first in tables:
         name = f"{unit.index:06d}-{len(shards):04d}.parquet"
         file = target / unit.split / name
@@ -74,12 +73,11 @@ def _write_unit(
             for table in itertools.chain([first], itertools.islice(tables, SHARD_ROW_GROUPS - 1)):
                 writer.write_table(table)
                 shards[name] += len(table)
-                covered += pc.sum(table["bytes"]).as_py()
     return {
         "split": unit.split,
         "names": list(shards),
         "rows": list(shards.values()),
-        "bytes": covered,
+        "bytes": packer.bytes,
         "documents": packer.documents,
         "tokens": packer.tokens,
     }
@@ -97,20 +95,23 @@ def _write_manifest(
     if not shards:
         raise sources.too_short(config, split, counts["tokens"])
     sequences = sum(shards.values())
-    (directory / MANIFEST).write_json(
-        {
-            "kind": "tokens",
-            "split": split,
-            "sequences": sequences,
-            "sequence_length": config.sequence_length,
-            "vocabulary": tokenizer.vocabulary,
-            "tokenizer": tokenizer.name,
-            "source": config.source,
-            "bytes": counts["bytes"],
-            "documents": counts["documents"],
-            "shards": dict(sorted(shards.items())),
-        }
-    )
+    manifest: Manifest = {
+        "kind": "tokens",
+        "split": split,
+        "sequences": sequences,
+        "sequence_length": config.sequence_length,
+        "vocabulary": tokenizer.vocabulary,
+        "tokenizer": tokenizer.name,
+        "source": config.source,
+        "targets": config.kind != "text",
+        "documents": counts["documents"],
+        "shards": dict(sorted(shards.items())),
+    }
+    if config.kind != "task":
+        manifest["bytes"] = counts["bytes"]
+    if config.kind == "pixels":
+        manifest["image"] = sources.image_shape(config)
+    (directory / MANIFEST).write_json(manifest)
     logger.info(
         "%s: %d sequences from %d documents, %d bytes",
         split,

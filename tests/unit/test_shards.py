@@ -6,9 +6,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from smt_ray.data.packer import WindowPacker
 from smt_ray.data.shards import (
     MANIFEST,
-    Packer,
     label_schema,
     memory_to_tensor,
     open_shards,
@@ -35,7 +35,7 @@ def windows(documents, length, separator=0):
 def test_windows_equal_the_plain_loop(rows, sizes):
     rng = np.random.default_rng(0)
     documents = [rng.integers(1, 256, size, dtype=np.uint8).tobytes() for size in sizes]
-    packer = Packer(ByteTokenizer(), L, unit=3)
+    packer = WindowPacker(ByteTokenizer(), L, unit=3)
     tables = list(packer.tables(documents, rows))
     expected, covered, tokens = windows(documents, L)
     assert [row for table in tables for row in table["tokens"].to_pylist()] == expected
@@ -43,12 +43,13 @@ def test_windows_equal_the_plain_loop(rows, sizes):
     ids = [i for table in tables for i in table["sequence_id"].to_pylist()]
     assert ids == [(3 << 32) + n for n in range(len(expected))]
     assert all(len(table) == rows for table in tables[:-1])
-    assert (packer.documents, packer.tokens) == (len(documents), tokens)
+    counts = (packer.documents, packer.tokens, packer.bytes)
+    assert counts == (len(documents), tokens, sum(covered))
     assert all(table.schema == token_schema(L) for table in tables)
 
 
 def test_token_arrays_are_packed_as_they_are():
-    tables = list(Packer(ByteTokenizer(), 2, unit=0).tables([np.array([5, 6, 7], np.int32)], 8))
+    tables = list(WindowPacker(ByteTokenizer(), 2, unit=0).tables([np.array([5, 6, 7], np.int32)], 8))
     assert tables[0]["tokens"].to_pylist() == [[5, 6, 7]]
 
 

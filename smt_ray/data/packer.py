@@ -1,0 +1,122 @@
+"""What a source yields becomes token tables: documents as windows, examples as they are.
+
+Row r of unit i has the identity i * 2^32 + r. Shapes: N rows, L inputs in a sequence.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from smt_ray.data.formats import Document
+from smt_ray.data.shards import token_schema
+from smt_ray.data.tokenizers import Tokenizer
+
+
+class Examples(NamedTuple):
+    """N sequences of L inputs with a target at each (-100 = none), both as (N, L) token ids."""
+
+    inputs: NDArray[np.int32]
+    targets: NDArray[np.int32]
+
+
+class Packer(ABC):
+    """Makes the rows of one unit of work.
+
+    `documents` and `tokens` count what was read, `bytes` what the targets of the rows cover.
+    """
+
+    def __init__(self, length: int, unit: int, schema: pa.Schema) -> None:
+        """Make rows of `length` (L) inputs; `unit` is the unit of work's index."""
+        self.documents = 0
+        self.tokens = 0
+        self.bytes = 0
+        self._length = length
+        self._next_id = unit << 32
+        self._schema = schema
+
+    @abstractmethod
+    def tables(self, content: Iterable[Any], rows: int) -> Iterator[pa.Table]:
+        """Yield token tables of at most `rows` rows."""
+
+    def _ids(self, count: int) -> pa.Array:
+        ids = np.arange(self._next_id, self._next_id + count)
+        self._next_id += count
+        return pa.array(ids)
+
+
+class WindowPacker(Packer):
+    """Cuts one stream of documents into windows of L + 1 tokens that overlap by one.
+
+    Separators between documents are tokens; a last part that does not fill a window is left out.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, length: int, unit: int) -> None:
+        """Cut for sequences of `length` (L) inputs; `unit` is the unit of work's index."""
+        super().__init__(length, unit, token_schema(length))
+        self._tokenizer = tokenizer
+
+    def tables(self, content: Iterable[Document], rows: int) -> Iterator[pa.Table]:
+        """Yield token tables of `rows` rows (the last may be shorter)."""
+        separator = np.full(1, self._tokenizer.separator, np.int32)
+        step = rows * self._length
+        parts: list[NDArray[np.int32]] = []
+        held = 0
+        for document in content:
+            ids = document if isinstance(document, np.ndarray) else self._tokenizer.encode(document)
+            new = [separator, ids] if self.documents else [ids]
+            parts += new
+            held += sum(map(len, new))
+            self.documents += 1
+            if held > step:
+                stream = np.concatenate(parts)
+                whole = (held - 1) // step * step
+                for start in range(0, whole, step):
+                    yield self._table(stream[start : start + step + 1])
+                parts = [stream[whole:].copy()]
+                held -= whole
+                self.tokens += whole
+        self.tokens += held
+        if held > self._length:
+            stream = np.concatenate(parts)
+            yield self._table(stream[: (held - 1) // self._length * self._length + 1])
+
+    def _table(self, stream: NDArray[np.int32]) -> pa.Table:
+        length = self._length
+        windows = np.lib.stride_tricks.sliding_window_view(stream, length + 1)[::length]
+        count = len(windows)
+        covered = self._tokenizer.byte_lengths(stream[1:]).reshape(count, length).sum(1)
+        self.bytes += int(covered.sum())
+        columns = [self._ids(count), _lists(windows), pa.array(covered.astype(np.int32))]
+        return pa.Table.from_arrays(columns, schema=self._schema)
+
+
+class ExamplePacker(Packer):
+    """Makes a row of each example; an image covers a byte a pixel, a task covers none."""
+
+    def __init__(self, length: int, unit: int, *, covers: bool) -> None:
+        """Take examples of `length` (L) inputs; `covers` says whether the rows have `bytes`."""
+        super().__init__(length, unit, token_schema(length, targets=True, covers=covers))
+        self._covers = covers
+
+    def tables(self, content: Iterable[Examples], rows: int) -> Iterator[pa.Table]:
+        """Yield token tables of at most `rows` rows."""
+        for inputs, targets in content:
+            self.documents += len(inputs)
+            self.tokens += inputs.size
+            for start in range(0, len(inputs), rows):
+                part = slice(start, start + rows)
+                columns = [_lists(inputs[part]), _lists(targets[part])]
+                count = len(inputs[part])
+                if self._covers:
+                    self.bytes += count * self._length
+                    columns.append(pa.array(np.full(count, self._length, np.int32)))
+                yield pa.Table.from_arrays([self._ids(count), *columns], schema=self._schema)
+
+
+def _lists(rows: NDArray[np.int32]) -> pa.FixedSizeListArray:
+    flat = pa.array(np.ascontiguousarray(rows).reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(flat, rows.shape[1])

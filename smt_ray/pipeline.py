@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -19,6 +19,7 @@ from smt_ray.distributed.evaluate import evaluate
 from smt_ray.distributed.labels import write_labels
 from smt_ray.distributed.loop import Program
 from smt_ray.distributed.programs import (
+    BpttProgram,
     DmtProgram,
     TeacherProgram,
     TransitionProgram,
@@ -32,21 +33,31 @@ from smt_ray.distributed.session import (
 from smt_ray.distributed.tokens import write_tokens
 from smt_ray.distributed.trainer import fit
 from smt_ray.evaluation.table import duration
+from smt_ray.model.cells import cell_class
 from smt_ray.model.rnn import RNN
 from smt_ray.planning import label_bytes_to_write
 from smt_ray.run_directory import check_same_run, write_run
 
 logger = logging.getLogger(__name__)
-UPSTREAM: dict[str, tuple[str, ...]] = {
-    "tokens": (),
-    "teacher": ("tokens",),
-    "labels": ("tokens", "teacher"),
-    "transition": ("labels", "teacher"),
-    "dmt": ("labels", "teacher", "transition"),
-    "export": ("dmt", "tokens"),
-    "evaluate": ("export", "dmt"),
-}
-"""The stages in order, and what each is made from."""
+
+
+def upstream(config: RunConfig) -> dict[str, tuple[str, ...]]:
+    """Return the stages of a run in order, and what each is made from."""
+    finetune, bptt = config.finetune.enabled, config.bptt.enabled
+    stages: dict[str, tuple[str, ...]] = {
+        "tokens": (),
+        "teacher": ("tokens",),
+        "labels": ("tokens", "teacher"),
+        "transition": ("labels", "teacher"),
+        "dmt": ("labels", "teacher", "transition"),
+    }
+    if finetune:
+        stages["finetune"] = ("tokens", "dmt")
+    if bptt:
+        stages["bptt"] = ("tokens",)
+    stages["export"] = ("finetune" if finetune else "dmt", "tokens")
+    stages["evaluate"] = ("export", "dmt", *(("bptt",) if bptt else ()))
+    return stages
 
 
 def run(config: RunConfig, *, overwrite: bool = False) -> dict[str, Any]:
@@ -63,6 +74,7 @@ def run(config: RunConfig, *, overwrite: bool = False) -> dict[str, Any]:
     directory = storage / config.name
     check_same_run(config, directory, overwrite)
     sources.check(config.data)
+    cell_class(config.model.cell)  # a user's class that is not there is refused now
     stages = Stages(config, storage)
     missing = stages.unfinished()
     check_storage(storage, label_bytes_to_write(config, missing.get("labels")))
@@ -83,6 +95,8 @@ def stage_settings(config: RunConfig) -> dict[str, dict[str, Any]]:
         "labels": asdict(config.labels),
         "transition": asdict(config.transition),
         "dmt": asdict(config.dmt),
+        "finetune": asdict(config.finetune),
+        "bptt": {name: asdict(getattr(config, name)) for name in ("model", "bptt")},
         "export": {},
         "evaluate": asdict(config.evaluation),
     }
@@ -94,19 +108,19 @@ class Stages:
     def __init__(self, config: RunConfig, storage: Location) -> None:
         """Prepare to make the artifacts of `config` in `storage`."""
         self.config, self.storage = config, storage
-        self.settings = stage_settings(config)
+        self.upstream, self.settings = upstream(config), stage_settings(config)
         self.made: dict[str, Artifact] = {}
 
     def all(self) -> dict[str, Artifact]:
         """Make every stage in order."""
-        for stage in UPSTREAM:
+        for stage in self.upstream:
             getattr(self, stage)()
         return self.made
 
     def unfinished(self) -> dict[str, Location]:
         """Return the stages that are still to be made, and their places."""
         planned: dict[str, Artifact] = {}
-        for stage, names in UPSTREAM.items():
+        for stage, names in self.upstream.items():
             mark = fingerprint(stage, self.settings[stage], [planned[name] for name in names])
             place = self.storage / "artifacts" / f"{stage}-{mark}"
             planned[stage] = Artifact(stage, mark, place, {}, reused=False, resumed=False)
@@ -114,8 +128,8 @@ class Stages:
         return {stage: p for stage, p in places.items() if not (p / MANIFEST).exists()}
 
     def _make(self, stage: str, build: Callable[[Location, str], dict[str, Any]]) -> Artifact:
-        upstream = [self.made[name] for name in UPSTREAM[stage]]
-        artifact = make(self.storage, stage, self.settings[stage], upstream, build)
+        inputs = [self.made[name] for name in self.upstream[stage]]
+        artifact = make(self.storage, stage, self.settings[stage], inputs, build)
         took = duration(artifact.manifest["seconds"])
         state = "finished" if artifact.resumed else "made"
         state = "found" if artifact.reused else f"{state} in {took}"
@@ -154,16 +168,17 @@ class Stages:
         program = TeacherProgram(self.config, self.made["tokens"].location, self.vocabulary)
         self._train(program, self._check_tokens)
 
-    def _check_tokens(self) -> None:
+    def _check_tokens(self, trained: str = "teacher") -> None:
         """Check the token shards before they are trained on, and that they fill a batch."""
         config, tokens = self.config, self.made["tokens"].location
+        batch = config.stages()[trained].global_batch
         fields = {"sequence_length": config.data.sequence_length, "vocabulary": self.vocabulary}
         for split in sources.SPLITS:
             found = open_shards(tokens / split, "tokens", **fields)["sequences"]
-            if found < config.teacher.global_batch:
+            if found < batch:
                 raise ValueError(
-                    f"teacher.global-batch={config.teacher.global_batch}: the {split} split has "
-                    f"only {found} sequences; lower it, or give a longer data.source"
+                    f"{trained}.global-batch={batch}: the {split} split has only {found} "
+                    "sequences; lower it, or give a longer data.source"
                 )
 
     def labels(self) -> None:
@@ -217,12 +232,26 @@ class Stages:
         )
         self._train(program, self._check_labels)
 
+    def finetune(self) -> None:
+        """The RNN of DMT, unrolled."""
+        self._unroll("finetune", self.made["dmt"].location)
+
+    def bptt(self) -> None:
+        """The baseline: a fresh RNN, unrolled."""
+        self._unroll("bptt")
+
+    def _unroll(self, stage: Literal["finetune", "bptt"], start: Location | None = None) -> None:
+        tokens = self.made["tokens"].location
+        program = BpttProgram(self.config, tokens, self.vocabulary, stage, start)
+        self._train(program, lambda: self._check_tokens(f"{stage}.train"))
+
     def export(self) -> None:
         """The standalone RNN."""
+        trained = self.made[self.upstream["export"][0]].location
 
         def build(place: Location, mark: str) -> dict[str, Any]:
             rnn = RNN(self.config.model, self.vocabulary)
-            rnn.load_state_dict(load_weights(self.made["dmt"].location, "rnn."))
+            rnn.load_state_dict(load_weights(trained, "rnn."))
             save_rnn(rnn, place, load_tokenizer(self.made["tokens"].location))
             return {}
 

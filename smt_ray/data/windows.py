@@ -55,6 +55,10 @@ class Windows(Stream):
         """Return the pool, and how many fresh windows it has taken."""
         return {**self.pool, "taken": torch.tensor([self._taken])}
 
+    def probe(self) -> Batch:
+        """Return always the same B windows of the pool, as they are now."""
+        return self.batch(0)
+
     def _turn(self, step: int) -> slice:
         size = len(self.pool["sequence_id"]) // self.factor
         start = step % self.factor * size

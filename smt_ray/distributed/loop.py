@@ -166,16 +166,22 @@ class Training:
         return self.reporter.stop_requested(Progress(*place, self.loss, self.rate))
 
     def _validate(self) -> float:
-        """Return the mean validation loss over all ranks, logged with its parts."""
+        """Return the mean validation loss over all ranks, logged with its parts and the probe's."""
         sums: dict[str, Tensor] = {}
         count = self.train.validation_batches
         for step in range(count):
             for name, value in self.stepper.validate(_batch(self.held_out, step)).items():
                 sums[name] = sums.get(name, 0.0) + value / count
+        kept = self.stream.probe()
+        if kept is not None:
+            sums |= self.stepper.probe({**kept, "step": torch.tensor(self.done)})
         means = self.stepper.mean(sums)
         self._require_finite(means, self.done)
         if self.log:
-            named = {f"validation/{name.removeprefix('loss/')}": v for name, v in means.items()}
+            named = {
+                name if name.startswith("drift/") else f"validation/{name.removeprefix('loss/')}": v
+                for name, v in means.items()
+            }
             self.log.add(self.done, named)
         return means["loss"]
 

@@ -1,18 +1,20 @@
 """What the training loop runs: which objective, from which weights, on which stream."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load
 from torch import Tensor
 
-from smt_ray.config import RunConfig, TrainConfig
+from smt_ray.config import BpttConfig, RunConfig, TrainConfig
 from smt_ray.data.reader import Reader, Stream
 from smt_ray.data.shards import open_shards
 from smt_ray.data.storage import Location
 from smt_ray.data.windows import Windows
 from smt_ray.distributed.checkpoint import State
+from smt_ray.objectives.bptt import Bptt
 from smt_ray.objectives.dmt import Dmt
 from smt_ray.objectives.objective import Objective
 from smt_ray.objectives.teacher import Teacher
@@ -29,13 +31,54 @@ def load_weights(artifact: Location, prefix: str = "") -> dict[str, Tensor]:
     }
 
 
-@dataclass(frozen=True)
-class TeacherProgram:
-    """Encoder, decoder and cell on token shards (Eq. 5)."""
+class _Program(ABC):
+    """What all stages share: they read training and validation shards in the same way."""
 
+    @property
+    @abstractmethod
+    def train(self) -> TrainConfig:
+        """Optimisation of this stage."""
+
+    @abstractmethod
+    def reader(self, split: str, rank: int, world: int) -> Reader:
+        """Read a split's shards."""
+
+    def stream(self, rank: int, world: int, saved: list[State]) -> Stream:
+        """Read the training shards."""
+        return self.reader("train", rank, world)
+
+    def validation(self, rank: int, world: int) -> Stream:
+        """Read the validation shards."""
+        return self.reader("validation", rank, world)
+
+
+@dataclass(frozen=True)
+class _OnTokens(_Program):
     config: RunConfig
     tokens: Location
     vocabulary: int
+
+    def reader(self, split: str, rank: int, world: int) -> Reader:
+        """Read a split's tokens."""
+        expected = {"sequence_length": self.config.data.sequence_length}
+        return _reader(self.tokens / split, "tokens", expected, self.train, rank, world)
+
+
+@dataclass(frozen=True)
+class _OnLabels(_Program):
+    config: RunConfig
+    labels: Location
+    label_fields: dict[str, Any]
+
+    def reader(self, split: str, rank: int, world: int) -> Reader:
+        """Read a split's labels."""
+        return _reader(self.labels / split, "labels", self.label_fields, self.train, rank, world)
+
+
+@dataclass(frozen=True)
+class TeacherProgram(_OnTokens):
+    """Encoder, decoder and cell on token shards (Eq. 5)."""
+
     stage: str = "teacher"
 
     @property
@@ -49,26 +92,36 @@ class TeacherProgram:
         config = self.config
         return Teacher(config.model, config.loss, self.vocabulary, self.train.seed)
 
-    def stream(self, rank: int, world: int, saved: list[State]) -> Stream:
-        """Read the training tokens."""
-        return self._reader("train", rank, world)
 
-    def validation(self, rank: int, world: int) -> Stream:
-        """Read the validation tokens."""
-        return self._reader("validation", rank, world)
+@dataclass(frozen=True)
+class BpttProgram(_OnTokens):
+    """The unrolled RNN on token shards: `bptt` from fresh weights, `finetune` from DMT's."""
 
-    def _reader(self, split: str, rank: int, world: int) -> Reader:
-        expected = {"sequence_length": self.config.data.sequence_length}
-        return _reader(self.tokens / split, "tokens", expected, self.train, rank, world)
+    stage: Literal["bptt", "finetune"] = "bptt"
+    start: Location | None = None
+
+    @property
+    def train(self) -> TrainConfig:
+        """Optimisation of this stage."""
+        return self._settings.train
+
+    @property
+    def _settings(self) -> BpttConfig:
+        return self.config.finetune if self.stage == "finetune" else self.config.bptt
+
+    def objective(self) -> Objective:
+        """Build the RNN: that of the artifact `start`, or a fresh one."""
+        torch.manual_seed(self.train.seed)
+        objective = Bptt(self.config.model, self._settings, self.vocabulary)
+        if self.start:
+            objective.rnn.load_state_dict(load_weights(self.start, "rnn."))
+        return objective
 
 
 @dataclass(frozen=True)
-class TransitionProgram:
+class TransitionProgram(_OnLabels):
     """The cell on label shards (Eq. 3)."""
 
-    config: RunConfig
-    labels: Location
-    label_fields: dict[str, Any]
     teacher: Location
     vocabulary: int
     stage: str = "transition"
@@ -86,25 +139,11 @@ class TransitionProgram:
             objective.cell.load_state_dict(load_weights(self.teacher, "cell."))
         return objective
 
-    def stream(self, rank: int, world: int, saved: list[State]) -> Stream:
-        """Read the training labels."""
-        return self._reader("train", rank, world)
-
-    def validation(self, rank: int, world: int) -> Stream:
-        """Read the validation labels."""
-        return self._reader("validation", rank, world)
-
-    def _reader(self, split: str, rank: int, world: int) -> Reader:
-        return _reader(self.labels / split, "labels", self.label_fields, self.train, rank, world)
-
 
 @dataclass(frozen=True)
-class DmtProgram:
+class DmtProgram(_OnLabels):
     """The RNN on its own memories against label shards (Eq. 6)."""
 
-    config: RunConfig
-    labels: Location
-    label_fields: dict[str, Any]
     teacher: Location
     transition: Location
     vocabulary: int
@@ -125,22 +164,17 @@ class DmtProgram:
         return objective
 
     def stream(self, rank: int, world: int, saved: list[State]) -> Stream:
-        """Keep windows in flight over the training labels."""
-        dmt = self.config.dmt
+        """Read the training labels; in mode `parallel`, keep windows of them in flight."""
+        dmt, fresh = self.config.dmt, self.reader("train", rank, world)
+        if dmt.mode != "parallel":
+            return fresh
         return Windows(
-            self._reader("train", rank, world),
+            fresh,
             factor=dmt.windows,
             visits=dmt.visits,
             seed=self.train.seed,
             saved=_share(saved, rank, world, dmt.windows),
         )
-
-    def validation(self, rank: int, world: int) -> Stream:
-        """Read the validation labels."""
-        return self._reader("validation", rank, world)
-
-    def _reader(self, split: str, rank: int, world: int) -> Reader:
-        return _reader(self.labels / split, "labels", self.label_fields, self.train, rank, world)
 
 
 def _reader(

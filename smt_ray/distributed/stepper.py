@@ -4,11 +4,13 @@ A rank's share of a global batch is taken in micro-batches. Losses are sums over
 all micro-batches and ranks share, so how a batch is cut changes nothing but rounding.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from smt_ray.config import RuntimeConfig, TrainConfig
 from smt_ray.data.reader import Batch
@@ -59,40 +61,61 @@ class Stepper:
         micros = self._split(batch)
         stopping = self._share_counts(micros, stop)
         metrics: dict[str, Tensor] = {}
+        norms: dict[str, Tensor] = {}
         carries = []
         for micro in micros:
             result = engine(micro)
             if "carry" in result:
                 carries.append(result.pop("carry"))
             engine.backward(result["loss"])
-            norm = self._plain_norm()
+            norms |= self._plain_norms()
             engine.step()
             for name, value in result.items():
                 key = "loss/total" if name == "loss" else name
                 metrics[key] = metrics.get(key, 0.0) + value.detach() / len(micros)
-        norm = engine.get_global_grad_norm() if norm is None else norm
-        metrics["norm/gradient"] = torch.as_tensor(norm, device=self.device)
-        return Step(metrics, torch.cat(carries) if carries else None, stopping)
+        if not norms:
+            norm = engine.get_global_grad_norm()
+            norms = {"norm/gradient": torch.as_tensor(norm, device=self.device)}
+        return Step(metrics | norms, torch.cat(carries) if carries else None, stopping)
 
-    @torch.no_grad()
     def validate(self, batch: Batch) -> dict[str, Tensor]:
         """Return this rank's validation metrics, means over its micro-batches."""
+        return self._look(batch, self.objective.validate)
+
+    def probe(self, batch: Batch) -> dict[str, Tensor]:
+        """Return this rank's figures about what its stream keeps, means over its micro-batches."""
+        return self._look(batch, self.objective.probe)
+
+    @torch.no_grad()
+    def _look(
+        self, batch: Batch, figures: Callable[[Batch], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
         self.engine.eval()
         micros = self._split(batch)
         self._share_counts(micros, stop=False)
         metrics: dict[str, Tensor] = {}
         for micro in micros:
-            for name, value in self.objective.validate(micro).items():
+            for name, value in figures(micro).items():
                 if name != "carry":
                     metrics[name] = metrics.get(name, 0.0) + value / len(micros)
         self.engine.train()
         return metrics
 
     def mean(self, values: dict[str, Tensor]) -> dict[str, float]:
-        """Return the means over the ranks; all of them call it."""
-        stacked = torch.stack([value.double() for value in values.values()])
-        dist.all_reduce(stacked)
-        return dict(zip(values, (stacked / self.world).tolist(), strict=True))
+        """Return the means over the ranks; all of them call it.
+
+        Two numbers are numerator and denominator of a ratio, whose means are taken apart; a ratio
+        without any case has the denominator 0, and is left out.
+        """
+        numbers = torch.cat([value.double().flatten() for value in values.values()])
+        dist.all_reduce(numbers)
+        left = iter((numbers / self.world).tolist())
+        means = {}
+        for name, value in values.items():
+            top, below = next(left), next(left) if value.dim() else 1.0
+            if below != 0:
+                means[name] = top / below
+        return means
 
     def _split(self, batch: Batch) -> list[Batch]:
         """Cut a rank's batch into micro-batches on the device; scalars go to each."""
@@ -115,10 +138,20 @@ class Stepper:
             micro["counts"] = shared[:-1]
         return bool(shared[-1] > 0)
 
-    def _plain_norm(self) -> Tensor | None:
-        """Return the gradient's norm at ZeRO stage 0, where DeepSpeed clips but does not tell."""
+    def _plain_norms(self) -> dict[str, Tensor]:
+        """Return the gradient's norms at ZeRO stage 0, where DeepSpeed clips but does not tell.
+
+        Where more than the cell is trained, its norm and the rest's stand apart too: both are
+        clipped by the joint one.
+        """
         engine = self.engine
         if engine.zero_optimization_stage() or not engine.is_gradient_accumulation_boundary():
-            return None
-        gradients = [p.grad for p in self.objective.parameters() if p.grad is not None]
-        return torch.nn.utils.get_total_norm(gradients)
+            return {}
+        parts: dict[str, list[Tensor]] = {}
+        for name, parameter in self.objective.named_parameters():
+            if parameter.grad is not None:
+                part = "norm/cell" if "cell" in name.split(".") else "norm/rest"
+                parts.setdefault(part, []).append(parameter.grad)
+        norms = {part: get_total_norm(gradients) for part, gradients in parts.items()}
+        whole = {"norm/gradient": get_total_norm(list(norms.values()))}
+        return norms | whole if len(norms) > 1 else whole

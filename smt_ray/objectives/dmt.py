@@ -11,7 +11,7 @@ K memory tokens, D width.
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from smt_ray.config import DmtConfig, ModelConfig
@@ -73,12 +73,55 @@ class Dmt(Objective):
         if self.dmt.mode == "one_step":
             return previous(batch["memory"].float())
         with torch.no_grad():
-            rolled = self.rnn.rollout(batch["inputs"][:, :-1]).float()
+            return self._own_states(batch)
+
+    def _own_states(self, batch: Batch) -> Float[Tensor, "B L K D"]:
+        """Return the memories before each input in a rollout from the empty memory."""
+        rolled = self.rnn.rollout(batch["inputs"][:, :-1]).float()
         return F.pad(rolled, (0, 0, 0, 0, 1, 0))
 
     def validate(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the cross-entropy in nats, and the squared error, of a true rollout."""
+        """Return cross-entropy in nats, squared error and NMSE of a true rollout."""
         numbers, valid = normalisers(self, batch).to(batch["memory"].device)
         memory = self.rnn.rollout(batch["inputs"])
         loss = readout_loss(self.rnn.readout, memory, batch["targets"], valid)
-        return {"loss": loss, "loss/dyn": squared_error(memory, batch["memory"], numbers)}
+        label = batch["memory"].float()
+        return {
+            "loss": loss,
+            "loss/dyn": squared_error(memory, label, numbers),
+            "drift/rollout": _nmse(memory, label, torch.ones_like(batch["inputs"])),
+        }
+
+    def probe(self, batch: Batch) -> dict[str, Tensor]:
+        """Return NMSE of the states in flight by their age, and how stale they are.
+
+        The state s_t of a window of age a is of age min(a, t); `drift/age_004` is about ages 4..7.
+        With a >= t it comes all the way from the empty memory, so that it lacks only the updates of
+        the weights since then: staleness compares it to a rollout under the weights of now.
+        """
+        state, label = batch["state"].float(), previous(batch["memory"].float())
+        timesteps = torch.arange(state.shape[1], device=state.device)
+        age = torch.minimum(batch["age"][:, None], timesteps)
+        whole = (age == timesteps) & (age > 0)
+        figures = {"drift/staleness": _nmse(state, label, whole, self._own_states(batch))}
+        for power in range((state.shape[1] - 1).bit_length()):
+            least = 1 << power
+            among = (age >= least) & (age < 2 * least)
+            figures[f"drift/age_{least:03d}"] = _nmse(state, label, among)
+        return figures
+
+
+def _nmse(
+    own: Float[Tensor, "B L K D"],
+    label: Float[Tensor, "B L K D"],
+    among: Shaped[Tensor, "B L"],
+    reference: Float[Tensor, "B L K D"] | None = None,
+) -> Float[Tensor, "2"]:
+    """Return the parts of NMSE over the states `among`: squared error, variance of the labels.
+
+    The variance is that over the sequences of the batch (0 for a single one), by timestep. The
+    error is that from the labels, or from another `reference`.
+    """
+    error = (own - (label if reference is None else reference)).square().sum((2, 3))
+    deviation = (label - label.mean(0)).square().sum((0, 2, 3)) / max(len(label) - 1, 1)
+    return torch.stack(((error * among).sum(), (deviation * among).sum()))

@@ -30,8 +30,15 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def validate(self, batch: Batch) -> dict[str, Tensor]:
-        """Return `loss`, the figure by which checkpoints are compared, and further metrics."""
+        """Return `loss`, the figure by which checkpoints are compared, and further metrics.
+
+        A metric of two numbers is a ratio, whose parts are averaged apart.
+        """
         return self(batch)
+
+    def probe(self, batch: Batch) -> dict[str, Tensor]:
+        """Return figures, as `validate` does, about a batch of what the data keeps in flight."""
+        raise NotImplementedError
 
 
 def normalisers(objective: Objective, batch: Batch) -> Float[Tensor, " N"]:

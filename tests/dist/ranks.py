@@ -83,7 +83,11 @@ def train(
         if done.carry is not None:
             stream.carry(step, done.carry)
         rows.append(stepper.mean(done.metrics))
-    validation = stepper.mean(stepper.validate(held_out))
+    figures = stepper.validate(held_out)
+    kept = stream.probe()
+    if kept is not None:
+        figures |= stepper.probe({**kept, "step": torch.tensor(stop)})
+    validation = stepper.mean(figures)
     if save:
         save.mkdir(exist_ok=True)
         save_checkpoint(stepper.engine, save, stop, stream.state())

@@ -59,7 +59,11 @@ class Harmed(Stream):
 
     def __init__(self, stream: Stream, place: Path, rank: int) -> None:
         self.stream, self.place, self.rank = stream, place, rank
-        self.carry, self.state = stream.carry, stream.state  # type: ignore[method-assign]
+        self.carry, self.state, self.probe = (  # type: ignore[method-assign]
+            stream.carry,
+            stream.state,
+            stream.probe,
+        )
 
     def batch(self, step):
         if step == KILLED and self.rank == 1 and not (self.place / "killed").exists():

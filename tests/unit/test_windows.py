@@ -106,6 +106,16 @@ def test_a_window_retires_at_age_L():
     assert windows.state()["taken"].item() == (3 + 1) * FACTOR * B
 
 
+def test_a_probe_shows_the_same_windows_whenever_it_is_asked():
+    windows = pool(Labels(start=1), visits=1e12)
+    for step in range(2):
+        visit(windows, step)
+    probed = windows.probe()
+    assert probed["sequence_id"].tolist() == [*range(1, B + 1)]
+    assert probed["age"].eq(1).all()
+    assert equal(probed, windows.batch(FACTOR))
+
+
 def equal(one, other):
     return set(one) == set(other) and all(torch.equal(one[name], other[name]) for name in one)
 

@@ -18,7 +18,7 @@ from smt_ray.planning import parameters
 
 RUNTIME = ("runtime.", "name", "storage", "preset")
 """Beginnings of the fields that may change under an existing name."""
-TRAINED = ("teacher", "transition", "dmt")
+TRAINED = ("teacher", "transition", "dmt", "finetune", "bptt")
 
 
 def check_same_run(config: RunConfig, directory: Location, overwrite: bool) -> None:
@@ -44,14 +44,14 @@ def write_run(
 ) -> dict[str, Any]:
     """Write everything into the run directory; return the summary."""
     scores = (made["evaluate"].location / "scores.json").read_json()
-    metrics = {stage: read_metrics(made[stage].location) for stage in TRAINED}
+    metrics = {stage: read_metrics(made[stage].location) for stage in TRAINED if stage in made}
     summary = _summary(config, made, scores, seconds)
     (directory / "artifacts.json").write_json(
         {stage: f"{a.stage}-{a.fingerprint}" for stage, a in made.items()}
     )
     for name in ("model.safetensors", "config.json", "tokenizer.json"):
         (made["export"].location / name).copy_to((directory / "rnn").make_dir() / name)
-    rows = [json.dumps(row) + "\n" for stage in TRAINED for row in metrics[stage]]
+    rows = [json.dumps(row) + "\n" for stage_rows in metrics.values() for row in stage_rows]
     (directory / "metrics.jsonl").write_text("".join(rows))
     (directory / "summary.json").write_json(summary)
     curves = {name: curve for name, curve in scores["curves"].items() if name in SERIES}
@@ -62,7 +62,7 @@ def write_run(
             "reused": artifact.reused,
             "seconds": artifact.manifest["seconds"],
         }
-        | ({"steps": artifact.figures["steps"]} if stage in TRAINED else {})
+        | ({"steps": artifact.figures["steps"]} if stage in metrics else {})
         for stage, artifact in made.items()
     ]
     write_report(
@@ -85,7 +85,7 @@ def _summary(
     config: RunConfig, made: dict[str, Artifact], scores: dict[str, Any], seconds: float
 ) -> dict[str, Any]:
     bits, drift, labels = scores["bits"], scores["drift"], made["labels"].figures
-    figures = {stage: made[stage].figures for stage in TRAINED}
+    figures = {stage: made[stage].figures for stage in ("teacher", "transition")}
     return {
         "name": config.name,
         "preset": config.preset,

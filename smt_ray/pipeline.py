@@ -1,9 +1,8 @@
-"""The stages in order: what is done and what must be made."""
+"""Runs the stages in order: what is done is used, what is not is made."""
 
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any, Literal
 
 import yaml
@@ -37,27 +36,9 @@ from smt_ray.model.cells import cell_class
 from smt_ray.model.rnn import RNN
 from smt_ray.planning import label_bytes_to_write
 from smt_ray.run_directory import check_same_run, write_run
+from smt_ray.stages import settings, upstream
 
 logger = logging.getLogger(__name__)
-
-
-def upstream(config: RunConfig) -> dict[str, tuple[str, ...]]:
-    """Return the stages of a run in order, and what each is made from."""
-    finetune, bptt = config.finetune.enabled, config.bptt.enabled
-    stages: dict[str, tuple[str, ...]] = {
-        "tokens": (),
-        "teacher": ("tokens",),
-        "labels": ("tokens", "teacher"),
-        "transition": ("labels", "teacher"),
-        "dmt": ("labels", "teacher", "transition"),
-    }
-    if finetune:
-        stages["finetune"] = ("tokens", "dmt")
-    if bptt:
-        stages["bptt"] = ("tokens",)
-    stages["export"] = ("finetune" if finetune else "dmt", "tokens")
-    stages["evaluate"] = ("export", "dmt", *(("bptt",) if bptt else ()))
-    return stages
 
 
 def run(config: RunConfig, *, overwrite: bool = False) -> dict[str, Any]:
@@ -87,28 +68,13 @@ def run(config: RunConfig, *, overwrite: bool = False) -> dict[str, Any]:
     return write_run(config, directory, artifacts, time.monotonic() - start)
 
 
-def stage_settings(config: RunConfig) -> dict[str, dict[str, Any]]:
-    """Return the scientific settings that each stage adds to those of what it is made from."""
-    return {
-        "tokens": asdict(config.data) | {"content": sources.identity(config.data)},
-        "teacher": {name: asdict(getattr(config, name)) for name in ("model", "loss", "teacher")},
-        "labels": asdict(config.labels),
-        "transition": asdict(config.transition),
-        "dmt": asdict(config.dmt),
-        "finetune": asdict(config.finetune),
-        "bptt": {name: asdict(getattr(config, name)) for name in ("model", "bptt")},
-        "export": {},
-        "evaluate": asdict(config.evaluation),
-    }
-
-
 class Stages:
     """Builds each stage's artifact from its upstream ones."""
 
     def __init__(self, config: RunConfig, storage: Location) -> None:
         """Prepare to make the artifacts of `config` in `storage`."""
         self.config, self.storage = config, storage
-        self.upstream, self.settings = upstream(config), stage_settings(config)
+        self.upstream, self.settings = upstream(config), settings(config)
         self.made: dict[str, Artifact] = {}
 
     def all(self) -> dict[str, Artifact]:

@@ -1,0 +1,41 @@
+"""The stages of a run: their order, what each is made from, and what decides its result."""
+
+from dataclasses import asdict
+from typing import Any
+
+from smt_ray.config import RunConfig
+from smt_ray.data import sources
+
+
+def upstream(config: RunConfig) -> dict[str, tuple[str, ...]]:
+    """Return the stages of a run in order, and what each is made from."""
+    finetune, bptt = config.finetune.enabled, config.bptt.enabled
+    stages: dict[str, tuple[str, ...]] = {
+        "tokens": (),
+        "teacher": ("tokens",),
+        "labels": ("tokens", "teacher"),
+        "transition": ("labels", "teacher"),
+        "dmt": ("labels", "teacher", "transition"),
+    }
+    if finetune:
+        stages["finetune"] = ("tokens", "dmt")
+    if bptt:
+        stages["bptt"] = ("tokens",)
+    stages["export"] = ("finetune" if finetune else "dmt", "tokens")
+    stages["evaluate"] = ("export", "dmt", *(("bptt",) if bptt else ()))
+    return stages
+
+
+def settings(config: RunConfig) -> dict[str, dict[str, Any]]:
+    """Return the scientific settings that each stage adds to those of what it is made from."""
+    return {
+        "tokens": asdict(config.data) | {"content": sources.identity(config.data)},
+        "teacher": {name: asdict(getattr(config, name)) for name in ("model", "loss", "teacher")},
+        "labels": asdict(config.labels),
+        "transition": asdict(config.transition),
+        "dmt": asdict(config.dmt),
+        "finetune": asdict(config.finetune),
+        "bptt": {name: asdict(getattr(config, name)) for name in ("model", "bptt")},
+        "export": {},
+        "evaluate": asdict(config.evaluation),
+    }

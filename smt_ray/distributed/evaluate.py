@@ -1,102 +1,186 @@
-"""The stage `evaluate`: a Ray task with the trainer's resources, never work of the driver."""
+"""The stage `evaluate`: a Ray task with the trainer's resources, never work of the driver.
 
-from collections.abc import Callable, Iterator
+Shapes: L sequence.
+"""
+
+import math
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import ray
 import torch
-from torch import Tensor, nn
+from jaxtyping import Float
 
 from smt_ray.config import RunConfig
-from smt_ray.data.export import ExportedRNN, load_rnn
-from smt_ray.data.reader import Reader
-from smt_ray.data.shards import open_shards
+from smt_ray.data.export import load_rnn
+from smt_ray.data.reader import Batch
+from smt_ray.data.shards import Manifest, open_shards
 from smt_ray.data.storage import Location
-from smt_ray.distributed.programs import load_weights
+from smt_ray.data.tasks import task_of
+from smt_ray.distributed.networks import Networks, load_networks
+from smt_ray.evaluation.geometry import Plane
+from smt_ray.evaluation.gradients import last_only, supervised_gradients, unrolled_gradients
+from smt_ray.evaluation.held_out import HeldOut
+from smt_ray.evaluation.images import gallery
 from smt_ray.evaluation.ngrams import NgramModel
-from smt_ray.evaluation.scores import compare
-from smt_ray.model.decoder import Decoder
-from smt_ray.model.encoder import build_encoder
+from smt_ray.evaluation.scores import Score, compare, score_rollouts
 from smt_ray.model.rnn import RNN
+from smt_ray.tasks.task import UNKNOWN
 
-BATCH = 256
+UNITS = {"text": "bits per byte", "pixels": "bits per pixel", "task": "accuracy"}
+"""What the main score of each kind of source is."""
 ORDERS = (0, 1, 2)
+UNROLLED = 8
+"""Sequences whose gradients are taken."""
+POINTS = 400
+"""Memories in a plot."""
+IMAGES = 8
+"""Images that are completed."""
 
 
 def evaluate(config: RunConfig, places: dict[str, Location]) -> dict[str, Any]:
     """Score the run on validation sequences; `places` are the artifacts' by stage.
 
     Returns:
-        `bits`, `curves` (bits per byte by position) and `drift` by name, and `sample`.
+        `unit`; by model's name `scores` in it, `bits`, `accuracy`, `long_scores` (over four times
+        the length), `drift`, `gradients`, `geometry`; `curves`, `long_curves` and `drift_curves` by
+        position; `sample` of a text, `images` of pixels. What a source does not have is empty.
     """
     runtime = config.runtime
-    task = _evaluate.options(
+    task = ray.remote(score_run).options(
         num_cpus=1 if runtime.gpu else runtime.workers, num_gpus=1 if runtime.gpu else 0
     )
     return ray.get(task.remote(config, places))
 
 
-@ray.remote
-def _evaluate(config: RunConfig, places: dict[str, Location]) -> dict[str, Any]:
+def score_run(config: RunConfig, places: dict[str, Location]) -> dict[str, Any]:
+    """Do the work of `evaluate` in this process."""
     torch.set_num_threads(config.runtime.threads * config.runtime.workers)
     device = torch.device("cuda" if config.runtime.gpu else "cpu")
-    train = open_shards(places["tokens"] / "train", "tokens")
-    batches = list(_validation(config, places["tokens"] / "validation"))
-    vocabulary, length = train["vocabulary"], config.data.sequence_length
-    covered = sum(int(batch["bytes"].sum()) for batch in batches)
-    rows = sum(len(batch["inputs"]) for batch in batches)
-
-    def network(kind: Callable[..., nn.Module], artifact: str, prefix: str) -> Any:
-        module = kind(config.model, vocabulary)
-        module.load_state_dict(load_weights(places[artifact], prefix))
-        return module.to(device).eval()
-
-    before = RNN(config.model, vocabulary)
-    before.cell.load_state_dict(load_weights(places["transition"], "cell."))
-    before.readout.load_state_dict(load_weights(places["teacher"], "decoder."))
-    rnn = load_rnn(places["export"])
-    scores, drifts = compare(
-        network(build_encoder, "teacher", "encoder."),
-        {
-            "teacher": network(Decoder, "dmt", "teacher_readout."),
-            "teacher_before_dmt": network(Decoder, "teacher", "decoder."),
-        },
-        {"rnn_before_dmt": before.to(device).eval(), "rnn": rnn.to(device)},
-        batches,
-        device,
-    )
-    per_byte = rows * length / covered
-    bits = {name: score.bits / covered for name, score in scores.items()}
-    curves = {name: (score.curve * per_byte).tolist() for name, score in scores.items()}
-
-    model = NgramModel.fit(_windows(places["tokens"] / "train", train), vocabulary, max(ORDERS))
-    windows = torch.cat([torch.cat((b["inputs"], b["targets"][:, -1:]), 1) for b in batches])
-    for order in ORDERS:
-        curve, total = model.bits(windows.numpy(), order)
-        bits[f"order{order}"] = total / covered
-        curves[f"order{order}"] = (curve * per_byte).tolist()
+    held_out = HeldOut(config, places["tokens"] / "validation")
+    networks = load_networks(config, places, held_out.manifest["vocabulary"], device)
+    rnns, kind = networks.rnns, config.data.kind
+    scores, drifts = compare(networks.encoder, networks.readouts, rnns, held_out.batches(), device)
+    drifts.pop("bptt", None)  # its memories are its own: the labels are no target for them
+    long = score_rollouts(rnns, held_out.longer(), device)
+    long = {name: score for name, score in long.items() if score.covered}
+    bits = {name: score.bits for name, score in scores.items()}
+    curves = {name: _curve(score, kind) for name, score in scores.items()}
+    if kind == "text":
+        for name, total in _ngrams(places["tokens"] / "train", held_out).items():
+            per_unit = total / scores["teacher"].covered
+            bits[name] = float(per_unit.sum())
+            curves[name] = (per_unit * len(per_unit)).tolist()
+    accuracy = {name: score.accuracy for name, score in scores.items()}
+    first = next(held_out.batches())
     return {
+        "unit": UNITS[kind],
+        "scores": accuracy if kind == "task" else bits,
         "bits": bits,
+        "accuracy": accuracy,
         "curves": curves,
+        "long_scores": {name: _value(score, kind) for name, score in long.items()},
+        "long_curves": {name: _curve(score, kind) for name, score in long.items()},
         "drift": {name: drift.nmse for name, drift in drifts.items()},
         "drift_curves": {name: drift.curve.tolist() for name, drift in drifts.items()},
-        "sample": _sample(config, rnn, batches[0]["inputs"][0]),
-        "parameters_rnn": sum(p.numel() for p in rnn.parameters()),
+        "gradients": _gradients(config, networks, first, device),
+        "geometry": _geometry(config, networks, first, device) if kind == "task" else {},
+        "sample": _sample(config, places, first, device) if kind == "text" else {},
+        "images": _images(config, rnns["rnn"], held_out, device) if kind == "pixels" else {},
+        "parameters_rnn": sum(p.numel() for p in rnns["rnn"].parameters()),
     }
 
 
-def _validation(config: RunConfig, directory: Location) -> Iterator[dict[str, Tensor]]:
-    """Yield batches of the validation sequences that are scored."""
-    manifest = open_shards(directory, "tokens")
-    count = min(config.evaluation.sequences, manifest["sequences"])
-    size = min(BATCH, count)
-    reader = Reader(directory, manifest, global_batch=size, lanes=1, seed=0)
-    for step in range(count // size):
-        yield reader.batch(step)
+def _value(score: Score, kind: str) -> float:
+    return score.accuracy if kind == "task" else score.bits
 
 
-def _windows(directory: Location, manifest: dict[str, Any]) -> Iterator[Any]:
+def _curve(score: Score, kind: str) -> list[float | None]:
+    """Return the curve for JSON, which knows no NaN."""
+    curve = score.accuracy_curve if kind == "task" else score.curve
+    return [None if math.isnan(value) else value for value in curve.tolist()]
+
+
+def _gradients(
+    config: RunConfig, networks: Networks, batch: Batch, device: torch.device
+) -> dict[str, list[float]]:
+    """Return gradient norms by timestep: RNNs unrolled, and the teacher with every m_t a leaf.
+
+    The loss is that of all targets; of a task, of the last one, which shows how far it reaches.
+    """
+    inputs, targets = (batch[name][:UNROLLED].to(device) for name in ("inputs", "targets"))
+    if config.data.kind == "task":
+        targets = last_only(targets)
+    with torch.no_grad():
+        memory = networks.encoder(inputs)
+    found = {
+        "teacher": supervised_gradients(
+            memory, networks.decoder, networks.cell, inputs, targets, config.loss
+        )
+    }
+    for name in networks.rnns.keys() & {"rnn", "bptt"}:
+        found[name] = unrolled_gradients(networks.rnns[name], inputs, targets)
+    return {name: curve.tolist() for name, curve in found.items()}
+
+
+@torch.inference_mode()
+def _geometry(
+    config: RunConfig, networks: Networks, batch: Batch, device: torch.device
+) -> dict[str, dict[str, list[float]]]:
+    """Return points of memories of known state in the teacher's plane, for teacher and RNN."""
+    data = config.data
+    state = task_of(data).state(data.task, batch["inputs"], batch["targets"]).flatten()
+    known = (state != UNKNOWN).nonzero()[:, 0]
+    if not len(known):
+        return {}
+    order = torch.randperm(len(known), generator=torch.Generator().manual_seed(data.seed))
+    chosen = known[order[:POINTS]]
+    inputs = batch["inputs"].to(device)
+    own = {"teacher": networks.encoder(inputs), "rnn": networks.rnns["rnn"].rollout(inputs)}
+    memories = {name: memory.flatten(0, 1)[chosen.to(device)] for name, memory in own.items()}
+    plane = Plane(memories["teacher"])
+    points = {}
+    for name, memory in memories.items():
+        x, y = plane.project(memory).T.tolist()
+        points[name] = {"x": x, "y": y, "state": state[chosen].tolist()}
+    return points
+
+
+def _images(config: RunConfig, rnn: RNN, held_out: HeldOut, device: torch.device) -> dict[str, Any]:
+    """Let the RNN draw images, and complete halves of validation images."""
+    truth = next(held_out.batches())["targets"][:IMAGES].to(device)
+    temperature, seed = config.evaluation.temperature, config.data.seed
+    return gallery(rnn, truth, held_out.manifest["image"], temperature, seed)
+
+
+def _sample(
+    config: RunConfig, places: dict[str, Location], batch: Batch, device: torch.device
+) -> dict[str, str]:
+    """Let the exported RNN write on after the beginning of a validation sequence."""
+    settings, rnn = config.evaluation, load_rnn(places["export"]).to(device)
+    prompt = rnn.tokenizer.decode(batch["inputs"][0, : settings.prompt_length].numpy())
+    random = torch.Generator(device).manual_seed(config.data.seed)
+    pieces = rnn.write(
+        prompt, settings.sample_length, temperature=settings.temperature, generator=random
+    )
+    return {"prompt": prompt, "text": "".join(pieces)}
+
+
+def _ngrams(train: Location, held_out: HeldOut) -> dict[str, Float[np.ndarray, " L"]]:
+    """Return the bits by position, summed over the sequences that are scored, of order-n models."""
+    manifest = open_shards(train, "tokens")
+    model = NgramModel.fit(_windows(train, manifest), manifest["vocabulary"], max(ORDERS))
+    totals = {f"order{order}": np.zeros(manifest["sequence_length"]) for order in ORDERS}
+    for batch in held_out.batches():
+        windows = torch.cat((batch["inputs"], batch["targets"][:, -1:]), dim=1).numpy()
+        for order in ORDERS:
+            totals[f"order{order}"] += model.bits(windows, order)[0] * len(windows)
+    return totals
+
+
+def _windows(directory: Location, manifest: Manifest) -> Iterator[Any]:
     """Yield the token windows of a split, a row group at a time."""
     for name in manifest["shards"]:
         with (directory / name).open() as stream:
@@ -104,14 +188,3 @@ def _windows(directory: Location, manifest: dict[str, Any]) -> Iterator[Any]:
             for batch in shard.iter_batches(columns=["tokens"]):
                 flat = batch["tokens"].flatten().to_numpy()
                 yield flat.reshape(len(batch), -1)
-
-
-def _sample(config: RunConfig, rnn: ExportedRNN, sequence: Tensor) -> dict[str, str]:
-    """Let the RNN write on after the beginning of a validation sequence."""
-    settings = config.evaluation
-    prompt = rnn.tokenizer.decode(sequence[: settings.prompt_length].numpy())
-    random = torch.Generator(next(rnn.parameters()).device).manual_seed(config.data.seed)
-    pieces = rnn.write(
-        prompt, settings.sample_length, temperature=settings.temperature, generator=random
-    )
-    return {"prompt": prompt, "text": "".join(pieces)}

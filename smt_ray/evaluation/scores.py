@@ -1,48 +1,95 @@
-"""Scores of the teacher and of the RNN on whole validation sequences, and the drift between them.
+"""Scores of the teacher and of RNNs on whole validation sequences, and the drift between them.
 
-Shapes: B batch, L sequence, K memory tokens, D width, V vocabulary.
+Shapes: B batch, L sequence, K memory tokens, D width, V vocabulary, N memories with a target.
 """
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
+from smt_ray.config import ModelConfig
 from smt_ray.model.decoder import Decoder
-from smt_ray.model.encoder import Encoder
 from smt_ray.model.rnn import RNN
+from smt_ray.objectives.objective import IGNORED, Batch
+
+MEMORY = 1 << 25
+"""Numbers in the memories of one rollout, at most: it decides how many sequences run at once."""
+NUMBERS = 1 << 22
+"""Numbers that a readout reads or writes at once, at most."""
 
 
-@dataclass
+def rows_at_once(model: ModelConfig, length: int) -> int:
+    """Return how many sequences of `length` inputs are rolled out at once."""
+    return max(1, MEMORY // (length * model.memory_tokens * model.width))
+
+
 class Score:
-    """Cross-entropy summed over sequences, by position; `count` sequences."""
+    """Cross-entropy and right answers at positions with a target, summed over sequences."""
 
-    nats: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
-    count: int = 0
+    def __init__(self) -> None:
+        """Begin with no sequence."""
+        self.sums = torch.zeros(3, 0, dtype=torch.float64)
+        self.covered = 0
 
     def add(
-        self, memory: Float[Tensor, "B L K D"], readout: Decoder, targets: Int[Tensor, "B L"]
+        self,
+        memory: Float[Tensor, "B L K D"],
+        readout: Decoder,
+        targets: Int[Tensor, "B L"],
+        covered: int | None = None,
     ) -> None:
-        """Add a batch whose targets `readout` predicts from `memory`."""
-        logits = readout(memory.flatten(0, 1))[:, 0].float()
-        nats = F.cross_entropy(logits, targets.flatten(), reduction="none").view(targets.shape)
-        total = nats.double().sum(0).cpu()
-        self.nats = total if self.count == 0 else self.nats + total
-        self.count += len(targets)
+        """Add a batch whose targets `readout` predicts from `memory`.
 
-    @property
-    def curve(self) -> Tensor:
-        """Mean bits per target by position, (L,)."""
-        return self.nats / (self.count * math.log(2))
+        Args:
+            memory: the memories m_0..m_{L-1}.
+            readout: the network that reads them, a part of them at a time.
+            targets: y_0..y_{L-1}; -100 where there is none.
+            covered: bytes or pixels that the targets cover; a target is one unit if absent.
+        """
+        asked = targets != IGNORED
+        rows, wanted = memory[asked], targets[asked]
+        size = max(1, NUMBERS // max(memory[0, 0].numel(), len(readout.logits.weight)))
+        found = torch.zeros(3, *targets.shape, dtype=torch.float64, device=targets.device)
+        parts = [
+            _nats_and_hits(readout(part)[:, 0].float(), answer)
+            for part, answer in zip(rows.split(size), wanted.split(size), strict=True)
+        ]
+        found[:2, asked] = torch.cat(parts, dim=1)
+        found[2] = asked
+        total = found.sum(1).cpu()
+        self.sums = total + self.sums if self.sums.numel() else total
+        self.covered += int(total[2].sum()) if covered is None else covered
 
     @property
     def bits(self) -> float:
-        """Total bits."""
-        return float(self.nats.sum()) / math.log(2)
+        """Bits per unit covered."""
+        return float(self.sums[0].sum()) / math.log(2) / self.covered
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right answers: the likeliest symbol is the target."""
+        return float(self.sums[1].sum() / self.sums[2].sum())
+
+    @property
+    def curve(self) -> Tensor:
+        """Bits per unit by position, (L,); NaN where no sequence has a target."""
+        per_unit = float(self.sums[2].sum()) / self.covered
+        return self.sums[0] / self.sums[2] / math.log(2) * per_unit
+
+    @property
+    def accuracy_curve(self) -> Tensor:
+        """Accuracy by position, (L,); NaN where no sequence has a target."""
+        return self.sums[1] / self.sums[2]
+
+
+def _nats_and_hits(logits: Float[Tensor, "N V"], targets: Int[Tensor, " N"]) -> Tensor:
+    """Return the cross-entropy in nats, and 1 for a right answer, (2, N)."""
+    nats = F.cross_entropy(logits, targets, reduction="none")
+    return torch.stack((nats, (logits.argmax(1) == targets).float())).double()
 
 
 class Drift:
@@ -81,10 +128,10 @@ class Drift:
 
 @torch.inference_mode()
 def compare(
-    encoder: Encoder,
+    encoder: nn.Module,
     readouts: Mapping[str, Decoder],
     rnns: Mapping[str, RNN],
-    batches: Iterable[dict[str, Tensor]],
+    batches: Iterable[Batch],
     device: torch.device,
 ) -> tuple[dict[str, Score], dict[str, Drift]]:
     """Score readouts on the encoder's memories, and RNNs on rollouts from the empty memory.
@@ -95,12 +142,31 @@ def compare(
     scores = {name: Score() for name in (*readouts, *rnns)}
     drifts = {name: Drift() for name in rnns}
     for batch in batches:
-        inputs, targets = batch["inputs"].to(device), batch["targets"].to(device)
+        inputs, targets, covered = _parts(batch, device)
         label = encoder(inputs)
         for name, readout in readouts.items():
-            scores[name].add(label, readout, targets)
+            scores[name].add(label, readout, targets, covered)
         for name, rnn in rnns.items():
             own = rnn.rollout(inputs)
-            scores[name].add(own, rnn.readout, targets)
+            scores[name].add(own, rnn.readout, targets, covered)
             drifts[name].add(own, label)
     return scores, drifts
+
+
+@torch.inference_mode()
+def score_rollouts(
+    rnns: Mapping[str, RNN], batches: Iterable[Batch], device: torch.device
+) -> dict[str, Score]:
+    """Score RNNs where no label is: on sequences of any length, from the empty memory."""
+    scores = {name: Score() for name in rnns}
+    for batch in batches:
+        inputs, targets, covered = _parts(batch, device)
+        for name, rnn in rnns.items():
+            scores[name].add(rnn.rollout(inputs), rnn.readout, targets, covered)
+    return scores
+
+
+def _parts(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, int | None]:
+    """Return inputs, targets, and the units they cover where the batch counts them."""
+    covered = int(batch["bytes"].sum()) if "bytes" in batch else None
+    return batch["inputs"].to(device), batch["targets"].to(device), covered

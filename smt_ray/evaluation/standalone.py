@@ -16,15 +16,12 @@ from jaxtyping import Int
 from smt_ray.config import DataConfig
 from smt_ray.data import sources
 from smt_ray.data.export import ExportedRNN
-from smt_ray.data.shards import Packer
 from smt_ray.evaluation.ngrams import NgramModel
-from smt_ray.evaluation.scores import Score
+from smt_ray.evaluation.scores import Score, rows_at_once
 from smt_ray.objectives.objective import hashed
 
 ROWS = 1024
 """Sequences packed at once."""
-MEMORY = 1 << 25
-"""Numbers in the memories of one rollout, at most: it decides how many sequences run at once."""
 ORDERS = (0, 1, 2)
 
 
@@ -46,13 +43,15 @@ def score_source(rnn: ExportedRNN, data: DataConfig, sequences: int) -> dict[str
     held = _draw(_tables(rnn, data, "validation"), sequences)
     if held is None:
         raise sources.too_short(data, "validation", 0)
-    windows, covered = _windows(held), int(np.sum(held["bytes"].to_numpy()))
+    windows, units = _windows(held), held["bytes"].to_numpy()
     length = data.sequence_length
-    rows = max(1, MEMORY // (length * rnn.config.memory_tokens * rnn.config.width))
+    rows = rows_at_once(rnn.config, length)
     score, began = Score(), time.monotonic()
     with torch.inference_mode():
-        for batch in torch.from_numpy(windows).split(rows):
-            score.add(rnn.rollout(batch[:, :-1]), rnn.readout, batch[:, 1:])
+        for start in range(0, len(windows), rows):
+            batch = torch.from_numpy(windows[start : start + rows])
+            covered = int(units[start : start + rows].sum())
+            score.add(rnn.rollout(batch[:, :-1]), rnn.readout, batch[:, 1:], covered)
     seconds = time.monotonic() - began
     train = (_windows(table) for table in _tables(rnn, data, "train"))
     counts = NgramModel.fit(train, rnn.vocabulary, max(ORDERS))
@@ -60,10 +59,12 @@ def score_source(rnn: ExportedRNN, data: DataConfig, sequences: int) -> dict[str
         "source": data.source,
         "sequences": len(windows),
         "sequence_length": length,
-        "bytes": covered,
+        "bytes": score.covered,
         "parameters_rnn": sum(parameter.numel() for parameter in rnn.parameters()),
-        "rnn_bits": score.bits / covered,
-        **{f"order{order}_bits": counts.bits(windows, order)[1] / covered for order in ORDERS},
+        "rnn_bits": score.bits,
+        **{
+            f"order{order}_bits": counts.bits(windows, order)[1] / score.covered for order in ORDERS
+        },
         "rnn_tokens_per_s": len(windows) * length / seconds,
     }
 
@@ -84,7 +85,7 @@ def with_tokenizer_of(model: str, data: DataConfig) -> DataConfig:
 def _tables(rnn: ExportedRNN, data: DataConfig, split: str) -> Iterator[pa.Table]:
     """Yield a split as tables of token windows."""
     for unit in sources.plan(data)[split]:
-        packer = Packer(rnn.tokenizer, data.sequence_length, unit.index)
+        packer = sources.packer(unit, data, rnn.tokenizer)
         yield from packer.tables(sources.read(unit, data, rnn.tokenizer), ROWS)
 
 

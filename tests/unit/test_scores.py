@@ -3,10 +3,12 @@
 import math
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 
-from smt_ray.evaluation.scores import Drift, Score, compare
+from smt_ray.evaluation import scores as scores_module
+from smt_ray.evaluation.scores import Drift, Score, compare, score_rollouts
 from smt_ray.model.decoder import Decoder
 from smt_ray.model.encoder import build_encoder
 from smt_ray.model.rnn import RNN
@@ -39,26 +41,55 @@ def test_drift_of_the_labels_is_zero_and_of_their_mean_is_one():
     np.testing.assert_allclose(mean.nmse, 1, rtol=1e-6)
 
 
-def test_score_is_in_bits_by_position():
+@pytest.mark.parametrize("numbers", [1, 1 << 22])
+def test_score_counts_targets_only_by_position(monkeypatch, numbers):
+    monkeypatch.setattr(scores_module, "NUMBERS", numbers)
     readout = random_weights(Decoder(MODEL, VOCABULARY)).requires_grad_(False)
-    score, total, curve = Score(), 0.0, np.zeros(L)
+    score = Score()
+    bits, hits, valid = np.zeros(L), np.zeros(L), np.zeros(L)
     for size in SIZES:
         memory, targets = torch.randn(size, L, K, D), torch.randint(VOCABULARY, (size, L))
+        targets[:, 1] = -100
+        targets[0, 2:] = -100
         score.add(memory, readout, targets)
         for row in range(size):
             for t in range(L):
-                logits = readout(memory[row : row + 1, t])[0, 0].double()
-                bits = -float(torch.log_softmax(logits, 0)[targets[row, t]]) / math.log(2)
-                total, curve[t] = total + bits, curve[t] + bits / sum(SIZES)
-    assert score.count == sum(SIZES)
-    np.testing.assert_allclose(score.bits, total, rtol=1e-6)
-    np.testing.assert_allclose(score.curve.numpy(), curve, rtol=1e-6)
+                if targets[row, t] != -100:
+                    logits = readout(memory[row : row + 1, t])[0, 0].double()
+                    bits[t] -= float(torch.log_softmax(logits, 0)[targets[row, t]]) / math.log(2)
+                    hits[t] += int(logits.argmax()) == int(targets[row, t])
+                    valid[t] += 1
+    assert score.covered == valid.sum()
+    np.testing.assert_allclose(score.bits, bits.sum() / valid.sum(), rtol=1e-6)
+    assert score.accuracy == hits.sum() / valid.sum()
+    assert valid[1] == 0
+    with np.errstate(invalid="ignore"):
+        np.testing.assert_allclose(score.curve.numpy(), bits / valid, rtol=1e-6)
+        np.testing.assert_allclose(score.accuracy_curve.numpy(), hits / valid)
+
+
+def test_bits_are_per_unit_covered():
+    readout = random_weights(Decoder(MODEL, VOCABULARY)).requires_grad_(False)
+    memory, targets = torch.randn(6, L, K, D), torch.randint(VOCABULARY, (6, L))
+    plain, covered = Score(), Score()
+    plain.add(memory, readout, targets)
+    covered.add(memory[:4], readout, targets[:4], 50)
+    covered.add(memory[4:], readout, targets[4:], 10)
+    np.testing.assert_allclose(covered.bits * 60, plain.bits * 6 * L, rtol=1e-9)
+    np.testing.assert_allclose(covered.curve.numpy() * 60, plain.curve.numpy() * 6 * L, rtol=1e-9)
+    np.testing.assert_allclose(covered.bits, float(covered.curve.mean()), rtol=1e-9)
 
 
 def test_equal_logits_cost_the_vocabularys_bits():
-    readout, score = Decoder(MODEL, VOCABULARY), Score()  # fresh logits are zero
+    readout, score = Decoder(MODEL, VOCABULARY).requires_grad_(False), Score()  # zero logits
     score.add(torch.randn(3, L, K, D), readout, torch.zeros(3, L, dtype=torch.long))
-    np.testing.assert_allclose(score.curve.detach().numpy(), math.log2(VOCABULARY), rtol=1e-6)
+    np.testing.assert_allclose(score.curve.numpy(), math.log2(VOCABULARY), rtol=1e-6)
+
+
+def test_a_batch_without_a_target_adds_none():
+    score, none = Score(), torch.full((2, L), -100)
+    score.add(torch.randn(2, L, K, D), Decoder(MODEL, VOCABULARY).requires_grad_(False), none)
+    assert score.covered == 0
 
 
 def test_the_rnn_is_scored_on_its_own_rollout_from_the_empty_memory():
@@ -76,7 +107,10 @@ def test_the_rnn_is_scored_on_its_own_rollout_from_the_empty_memory():
     for name, memory, network in (("teacher", label, readout), ("rnn", own, rnn.readout)):
         logits = network(memory.flatten(0, 1))[:, 0]
         nats = F.cross_entropy(logits, targets.flatten(), reduction="sum")
-        np.testing.assert_allclose(scores[name].bits, float(nats) / math.log(2), rtol=1e-5)
+        bits = float(nats) / math.log(2) / targets.numel()
+        np.testing.assert_allclose(scores[name].bits, bits, rtol=1e-5)
     expected = Drift()
     expected.add(own, label)
     np.testing.assert_allclose(drifts["rnn"].nmse, expected.nmse, rtol=1e-5)
+    alone = score_rollouts({"rnn": rnn}, batches, torch.device("cpu"))
+    assert torch.equal(alone["rnn"].sums, scores["rnn"].sums)

@@ -1,0 +1,46 @@
+"""The validation sequences that a run is scored on, read anew each time that they are asked for."""
+
+from collections.abc import Iterator
+
+from smt_ray.config import RunConfig
+from smt_ray.data.reader import Batch, Reader
+from smt_ray.data.shards import open_shards
+from smt_ray.data.storage import Location
+from smt_ray.evaluation import longer
+from smt_ray.evaluation.scores import rows_at_once
+
+BATCH = 256
+"""Sequences in one batch, at most."""
+
+
+class HeldOut:
+    """Validation sequences in batches whose memories fit."""
+
+    def __init__(self, config: RunConfig, directory: Location) -> None:
+        """Choose as many sequences as are asked for and there are.
+
+        Raises:
+            ValueError: if `directory` holds no whole token shards.
+        """
+        self.config, self.directory = config, directory
+        self.manifest = open_shards(directory, "tokens")
+        self.count = min(config.evaluation.sequences, self.manifest["sequences"])
+
+    def batches(self) -> Iterator[Batch]:
+        """Yield them in batches of one size; what does not fill the last one is left out."""
+        length = self.config.data.sequence_length
+        size = min(BATCH, self.count, rows_at_once(self.config.model, length))
+        reader = Reader(self.directory, self.manifest, global_batch=size, lanes=1, seed=0)
+        for step in range(self.count // size):
+            yield reader.batch(step)
+
+    def longer(self) -> Iterator[Batch]:
+        """Yield sequences of `longer.FACTOR` times the length, as much work; none of pixels."""
+        data = self.config.data
+        count = max(1, self.count // longer.FACTOR)
+        length = longer.FACTOR * data.sequence_length
+        rows = min(BATCH, rows_at_once(self.config.model, length))
+        if data.kind == "text":
+            yield from longer.joined_windows(self.directory, self.manifest, count, rows)
+        elif data.kind == "task":
+            yield from longer.longer_task(data, count, rows)

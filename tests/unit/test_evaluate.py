@@ -1,0 +1,164 @@
+"""The evaluation of whole runs of random networks, one of each kind of source; no Ray."""
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from smt_ray.config import DataConfig, EvaluationConfig, LossConfig, RunConfig, RuntimeConfig
+from smt_ray.config.data import TaskConfig
+from smt_ray.data import sources
+from smt_ray.data.export import save_rnn
+from smt_ray.data.shards import MANIFEST
+from smt_ray.data.storage import Location
+from smt_ray.distributed.evaluate import score_run
+from smt_ray.distributed.networks import load_networks
+from smt_ray.model.rnn import RNN
+from smt_ray.objectives.bptt import Bptt
+from smt_ray.objectives.dmt import Dmt
+from smt_ray.objectives.objective import Objective
+from smt_ray.objectives.teacher import Teacher
+from smt_ray.objectives.transition import Transition
+from tests.samples import MODEL, random_weights
+
+SOURCES = {"text": 8, "task:parity": 8, "task:retrieval": 8, "pixels:digits": 64}
+
+
+def configured(source: str, length: int) -> RunConfig:
+    return RunConfig(
+        data=DataConfig(
+            source=source,
+            sequence_length=length,
+            validation_fraction=0.2,
+            task=TaskConfig(sequences=200),
+        ),
+        model=MODEL,
+        loss=LossConfig(horizon=4),
+        evaluation=EvaluationConfig(sequences=24, prompt_length=4, sample_length=9),
+        runtime=RuntimeConfig(workers=1),
+    )
+
+
+def write_artifacts(config: RunConfig, root: Location) -> dict[str, Location]:
+    """Write token shards of the source, and random weights of every stage."""
+    data = config.data
+    tokenizer = sources.load_tokenizer_of(data)
+    for split, units in sources.plan(data).items():
+        place = (root / "tokens" / split).make_dir()
+        manifest: dict[str, Any] = {
+            "kind": "tokens",
+            "sequence_length": data.sequence_length,
+            "vocabulary": tokenizer.vocabulary,
+            "targets": data.kind != "text",
+            "shards": {},
+        }
+        for unit in units:
+            packer = sources.packer(unit, data, tokenizer)
+            for table in packer.tables(sources.read(unit, data, tokenizer), 1024):
+                name = f"{len(manifest['shards'])}.parquet"
+                pq.write_table(table, (place / name).path)
+                manifest["shards"][name] = len(table)
+        manifest["sequences"] = sum(manifest["shards"].values())
+        if data.kind == "pixels":
+            manifest["bytes"] = manifest["sequences"] * data.sequence_length
+            manifest["image"] = sources.image_shape(data)
+        (place / MANIFEST).write_json(manifest)
+    objectives: dict[str, Objective] = {
+        "teacher": Teacher(MODEL, config.loss, tokenizer.vocabulary, 0),
+        "transition": Transition(MODEL, tokenizer.vocabulary),
+        "dmt": Dmt(MODEL, config.dmt, tokenizer.vocabulary),
+        "finetune": Bptt(MODEL, config.finetune, tokenizer.vocabulary),
+        "bptt": Bptt(MODEL, config.bptt, tokenizer.vocabulary),
+    }
+    for seed, (stage, objective) in enumerate(objectives.items()):
+        place = (root / stage).make_dir()
+        save_file(random_weights(objective, seed).state_dict(), place.path + "/model.safetensors")
+    finetuned = objectives["finetune"]
+    assert isinstance(finetuned, Bptt)
+    save_rnn(finetuned.rnn, root / "export", tokenizer)
+    return {stage: root / stage for stage in ("tokens", *objectives, "export")}
+
+
+@pytest.fixture(scope="module", params=SOURCES)
+def run(request, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("run")
+    source = request.param
+    if source == "text":
+        random = np.random.default_rng(0)
+        for name in "ab":
+            (directory / f"{name}.txt").write_bytes(random.integers(97, 123, 2000, np.uint8))
+        source = f"{directory}/*.txt"
+    config = configured(source, SOURCES[request.param])
+    places = write_artifacts(config, Location.of(directory / "artifacts"))
+    return config, places, score_run(config, places)
+
+
+def test_every_part_is_there_for_its_kind(run):
+    config, _, result = run
+    kind, length = config.data.kind, config.data.sequence_length
+    rnns = {"rnn_before_dmt", "rnn_before_finetune", "rnn", "bptt"}
+    models = rnns | {"teacher", "teacher_before_dmt"}
+    orders = {"order0", "order1", "order2"} if kind == "text" else set()
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+    assert result["unit"] == {"task": "accuracy", "pixels": "bits per pixel"}.get(
+        kind, "bits per byte"
+    )
+    assert result["scores"].keys() == result["curves"].keys() == models | orders
+    assert result["scores"] == result["accuracy" if kind == "task" else "bits"]
+    assert all(len(curve) == length for curve in result["curves"].values())
+    assert result["drift"].keys() == result["drift_curves"].keys() == rnns - {"bptt"}
+    assert result["long_scores"].keys() == (set() if kind == "pixels" else rnns)
+    assert all(len(curve) == 4 * length for curve in result["long_curves"].values())
+    assert result["gradients"].keys() == {"teacher", "rnn", "bptt"}
+    assert all(len(curve) == length for curve in result["gradients"].values())
+    assert (result["geometry"] == {}) == (kind != "task")
+    assert (result["sample"] == {}) == (kind != "text")
+    assert (result["images"] == {}) == (kind != "pixels")
+
+
+def test_the_rnn_that_is_scored_is_the_exported_one(run):
+    config, places, result = run
+    manifest = (places["tokens"] / "validation" / MANIFEST).read_json()
+    networks = load_networks(config, places, manifest["vocabulary"], torch.device("cpu"))
+    exported = RNN(MODEL, manifest["vocabulary"])
+    exported.load_state_dict(networks.rnns["rnn"].state_dict())
+    tokens = torch.randint(manifest["vocabulary"], (3, 6))
+    with torch.inference_mode():
+        memory = exported.rollout(tokens)
+        others = {name: rnn.rollout(tokens) for name, rnn in networks.rnns.items()}
+    assert [name for name in others if torch.equal(others[name], memory)] == ["rnn"]
+    assert result["parameters_rnn"] == sum(p.numel() for p in exported.parameters())
+
+
+def test_bits_and_curves_say_the_same(run):
+    config, _, result = run
+    if config.data.kind == "task":
+        bound = math.log2(2 if config.data.source == "task:parity" else 17)
+        assert all(0 <= share <= 1 for share in result["scores"].values())
+        assert all(bits < 9 * bound for bits in result["bits"].values())
+    else:
+        for name, bits in result["bits"].items():
+            np.testing.assert_allclose(bits, np.mean(result["curves"][name]), rtol=1e-6)
+
+
+def test_only_positions_with_a_target_are_scored(run):
+    config, _, result = run
+    if config.data.source == "task:retrieval":
+        curve = result["curves"]["rnn"]
+        assert [value is None for value in curve] == [True] * 7 + [False]
+        assert curve[-1] == result["scores"]["rnn"]
+        assert result["long_curves"]["rnn"][-1] == result["long_scores"]["rnn"]
+        assert max(result["geometry"]["rnn"]["state"]) > 1
+
+
+def test_images_have_the_shape_of_the_source(run):
+    config, _, result = run
+    if config.data.kind == "pixels":
+        assert np.array(result["images"]["samples"]).shape == (16, 8, 8)
+        assert np.array(result["images"]["truth"]).shape == (8, 8, 8)
+        assert result["images"]["levels"] == 17

@@ -11,7 +11,7 @@ from torch import Tensor
 PAIRS = 512
 """Pairs compared by the uniformity loss."""
 VARIANCE_FLOOR = 0.01
-"""Least variance by which the dynamics loss is divided; normalised memories have at most 1."""
+"""Added to the variance that the dynamics loss is divided by; normalised memories have at most 1."""
 
 
 def squared_error(
@@ -24,9 +24,13 @@ def squared_error(
 
 
 def spread(memory: Float[Tensor, "M K D"]) -> Float[Tensor, "K 1"]:
-    """Return the standard deviation of each memory slot over memories, floored, no gradient."""
-    variance = memory.detach().float().var(0, correction=0).mean(-1, keepdim=True)
-    return variance.clamp(min=VARIANCE_FLOOR).sqrt()
+    """Return the standard deviation of each memory slot over memories, with a floor.
+
+    Its gradient counts. An error divided by it does not gain from a smaller memory; divided by the
+    same number without gradient it gains the more, the smaller the memory is already (docs/log.md).
+    """
+    variance = memory.float().var(0, correction=0).mean(-1, keepdim=True)
+    return (variance + VARIANCE_FLOOR).sqrt()
 
 
 def uniformity(

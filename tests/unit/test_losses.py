@@ -23,15 +23,27 @@ def test_squared_error_is_the_sum_over_the_count():
 
 
 def test_spread_is_the_deviation_of_each_slot_over_memories():
-    memory = torch.randn(50, K, D) * torch.tensor([0.5, 2.0, 1e-3])[:, None] + 3
-    found = spread(memory.requires_grad_())
-    assert not found.requires_grad
+    memory = torch.randn(50, K, D) * torch.tensor([0.5, 2.0, 1e-4])[:, None] + 3
+    found = spread(memory)
     for slot in range(K):
         columns = memory[:, slot].T.tolist()
         variance = sum(statistics.pvariance(column) for column in columns) / D
-        expected = max(variance, VARIANCE_FLOOR) ** 0.5
-        assert float(found[slot]) == pytest.approx(expected, rel=1e-5)
-    assert float(found[2]) == pytest.approx(VARIANCE_FLOOR**0.5)
+        assert float(found[slot]) == pytest.approx((variance + VARIANCE_FLOOR) ** 0.5, rel=1e-5)
+    assert float(found[2]) == pytest.approx(VARIANCE_FLOOR**0.5, rel=1e-3)
+
+
+def test_an_error_relative_to_the_spread_gains_nothing_from_a_smaller_memory():
+    memory, error, size = torch.randn(50, K, D), torch.randn(50, K, D), torch.ones(K, 1)
+    size.requires_grad_()
+
+    def gain(unit):
+        own, label = (memory + error) * size / unit, memory * size / unit
+        loss = squared_error(own, label, torch.tensor(float(memory.numel())))
+        return torch.autograd.grad(loss, size)[0]
+
+    whitened, plain = gain(spread(memory * size)), gain(torch.ones(K, 1))
+    assert (plain > 0.5).all()
+    assert (whitened.abs() < 0.05 * plain).all()
 
 
 @pytest.mark.parametrize("per_slot", [False, True])

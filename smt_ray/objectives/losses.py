@@ -11,7 +11,7 @@ from torch import Tensor
 PAIRS = 512
 """Pairs compared by the uniformity loss."""
 VARIANCE_FLOOR = 0.01
-"""Added to the variance that the dynamics loss is divided by; normalised memories have at most 1."""
+"""Added to the variance by which dynamics are divided; that of a normalised memory is <= 1."""
 
 
 def squared_error(

@@ -4,34 +4,17 @@ python jobs/pretrain_lm.py [PRESET] [--name N] [--storage DIR_OR_URI] [--data.so
 """
 
 import sys
+from collections.abc import Sequence
 
-from smt_ray.command_line import parse_run, reported
-from smt_ray.data.storage import Location
-from smt_ray.distributed.session import configure_logging
-from smt_ray.distributed.trainer import Stopped
-from smt_ray.evaluation.table import summary_table
-from smt_ray.pipeline import run
-from smt_ray.planning import plan
+from smt_ray.command_line import Options, parse_run
+from smt_ray.job import run_job
+from smt_ray.presets import on_text
 
 
-def main() -> int:
-    """Parse, run, print."""
-    configure_logging()
-    with reported():
-        options = parse_run(sys.argv[1:], "Pretrain an RNN on text, without unrolling it.")
-        if options.plan:
-            print(plan(options.run))
-            return 0
-        try:
-            summary = run(options.run, overwrite=options.overwrite)
-        except Stopped as stopped:
-            print(f"{stopped}; the same command goes on from there", file=sys.stderr)
-            return 143
-    directory = Location.of(options.run.storage) / options.run.name
-    print(summary_table(summary))
-    print(f"report: {directory / 'report.html'}\nmodel:  {directory / 'rnn'}")
-    return 0
+def parse(arguments: Sequence[str]) -> Options:
+    """Parse the job's arguments."""
+    return parse_run(arguments, "Pretrain an RNN on text, without unrolling it.", on_text)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_job(parse, sys.argv[1:]))

@@ -6,11 +6,12 @@ Whatever the user can mend is reported in one line, with exit status 2.
 import contextlib
 import difflib
 import io
+import itertools
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tyro
 import yaml
@@ -36,20 +37,32 @@ class Options:
     """Print parameters, label bytes and memory of a worker, then stop."""
 
 
-def parse_run(arguments: Sequence[str], description: str) -> Options:
+def parse_run(
+    arguments: Sequence[str],
+    description: str,
+    preset: Callable[..., RunConfig],
+    short: Mapping[str, str] | None = None,
+) -> Options:
     """Parse `[PRESET] [--config FILE] [--FIELD VALUE ...]`.
+
+    Args:
+        arguments: the words of the command line.
+        description: what the job does, for --help.
+        preset: makes the run that file and flags change, given the preset's name and, where file
+            or flags give them, `source` and `sequence_length`: what is sensible depends on them.
+        short: flags of the job's own, each with the beginning of the argument that `FLAG VALUE`
+            stands for, as `{"--task": "--data.source=task:"}`.
 
     Raises:
         ValueError: in one line, for an unknown preset, file, flag or a bad value.
     """
-    arguments = list(arguments)
-    preset = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "tiny"
-    if preset not in PRESETS:
-        raise ValueError(f"preset={preset!r}: must be one of {', '.join(PRESETS)}")
-    base = PRESETS[preset]()
-    file = _config_file(arguments)
-    if file:
-        base = base.update(_read_yaml(file))
+    arguments = _expanded(arguments, short or {})
+    name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "tiny"
+    if name not in PRESETS:
+        raise ValueError(f"preset={name!r}: must be one of {', '.join(PRESETS)}")
+    file = _value(arguments, "--config")
+    values = _read_yaml(file) if file else {}
+    base = preset(name, **_given(arguments, values)).update(values)
     lines = [f"  {name}: {make.__doc__}" for name, make in PRESETS.items()]
     text = f"{description}\n\nThe first argument may name a PRESET (default tiny):\n" + "\n".join(
         lines
@@ -100,14 +113,45 @@ def _flags(options: object) -> list[str]:
     return [name.removeprefix("run.") for name in leaves(options)]
 
 
-def _config_file(arguments: Sequence[str]) -> str:
-    """Find the value of --config: the other flags' defaults depend on it."""
-    for at, argument in enumerate(arguments):
-        if argument.startswith("--config="):
-            return argument.removeprefix("--config=")
-        if argument == "--config" and at + 1 < len(arguments):
-            return arguments[at + 1]
-    return ""
+def _expanded(arguments: Sequence[str], short: Mapping[str, str]) -> list[str]:
+    """Write the job's own flags out."""
+    words: list[str] = []
+    rest = iter(arguments)
+    for word in rest:
+        flag, _, value = word.partition("=")
+        if flag in short:
+            value = value or next(rest, "")
+            if not value:
+                raise ValueError(f"{flag}: needs a value")
+            word = short[flag] + value
+        words.append(word)
+    return words
+
+
+def _value(arguments: Sequence[str], flag: str) -> str:
+    """Find the last value of a flag before the others are parsed; "" if it is not there."""
+    found = ""
+    for word, after in itertools.pairwise([*arguments, ""]):
+        name, equals, value = word.partition("=")
+        if name.replace("_", "-") == flag:
+            found = value if equals else after
+    return found
+
+
+def _given(arguments: Sequence[str], values: Mapping[str, object]) -> dict[str, Any]:
+    """Return source and length where a flag or else the file gives one that can be right."""
+    data = values.get("data")
+    fields = (
+        {str(name).replace("-", "_"): value for name, value in data.items()}
+        if isinstance(data, Mapping)
+        else {}
+    )
+    source = _value(arguments, "--data.source") or fields.get("source")
+    length = _value(arguments, "--data.sequence-length") or fields.get("sequence_length")
+    given: dict[str, Any] = {"source": source} if source and isinstance(source, str) else {}
+    if str(length).isdecimal():
+        given["sequence_length"] = int(str(length))
+    return given
 
 
 def _read_yaml(file: str) -> dict[str, object]:

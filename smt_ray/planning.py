@@ -40,12 +40,13 @@ def plan(config: RunConfig) -> str:
     vocabulary = sources.load_tokenizer_of(config.data).vocabulary
     counts, tokens = parameters(config, vocabulary), sources.size(config.data)
     runtime, gib = config.runtime, 2**30
+    unit = {"text": "bytes", "task": "tokens", "pixels": "pixels"}[config.data.kind]
     shared = runtime.workers if runtime.zero_stage == 3 else 1
     training = counts["teacher"] * 16 / shared
     held = counts["encoder"] * 4 / runtime.gang_ranks
     lines = {
         "preset": config.preset,
-        "source": f"{config.data.source} ({tokens:,} bytes)" if tokens else config.data.source,
+        "source": f"{config.data.source} ({tokens:,} {unit})" if tokens else config.data.source,
         "parameters": ", ".join(f"{name} {count:,}" for name, count in counts.items()),
         "state of the RNN": f"{config.model.memory_tokens * config.model.width:,} numbers",
         "labels": f"{label_bytes(config, tokens) / gib:.2f} GiB" if tokens else "unknown size",

@@ -1,6 +1,14 @@
-"""Named starting points of a run, from two CPU cores to a cluster."""
+"""Named starting points of a run, from two CPU cores to a cluster, and what each job makes of them.
 
+A preset says how large the networks are and how long they train on text. The makers `on_text`,
+`on_task` and `on_pixels` turn one into a run on a source of their kind; on the smallest, tasks and
+images have settings of their own.
+"""
+
+import math
 from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import Any
 
 from smt_ray.config import (
     DataConfig,
@@ -14,6 +22,7 @@ from smt_ray.config import (
     TrainConfig,
     TransitionConfig,
 )
+from smt_ray.data import sources
 
 
 def tiny() -> RunConfig:
@@ -162,3 +171,94 @@ PRESETS: dict[str, Callable[[], RunConfig]] = {
     "paper": paper,
     "large": large,
 }
+
+JOBS = {"text": "pretrain_lm", "task": "solve_task", "pixels": "pretrain_pixels"}
+"""The job for each kind of source."""
+
+TINY_TASK: dict[str, Any] = {
+    "model": {"memory_tokens": 2, "cell_depth": 1},
+    "teacher": {
+        "steps": 3000,
+        "global_batch": 64,
+        "learning_rate": 1e-3,
+        "validate_every": 500,
+        "validation_batches": 8,
+    },
+    "labels": {"fraction": 0.125},
+    "transition": {"train": {"steps": 500, "global_batch": 64, "learning_rate": 1e-3}},
+    "dmt": {"train": {"steps": 2000, "global_batch": 64, "learning_rate": 3e-4}},
+}
+"""What `tiny` changes for a task."""
+
+TINY_PIXELS: dict[str, Any] = {
+    "teacher": {"steps": 2000, "global_batch": 16, "learning_rate": 2e-3, "validate_every": 250},
+    "transition": {"train": {"steps": 250}},
+    "dmt": {"train": {"steps": 1000, "learning_rate": 5e-4, "validate_every": 250}},
+}
+"""What `tiny` changes for images: there are few digits, so that the teacher stops early."""
+
+LABELLED_IMAGES = 2048
+"""Images that `tiny` labels, about."""
+
+
+def on_text(preset: str, source: str = "stdlib", sequence_length: int | None = None) -> RunConfig:
+    """Return a preset's run on text.
+
+    Raises:
+        ValueError: if the source is no text.
+    """
+    _require_kind(source, "text")
+    return PRESETS[preset]()
+
+
+def on_task(preset: str, source: str = "task:retrieval", sequence_length: int = 32) -> RunConfig:
+    """Return a preset's run on a synthetic task; F = L, for its answers may come late.
+
+    Raises:
+        ValueError: if the source is no task, or there is none of that name.
+    """
+    _require_kind(source, "task")
+    data = DataConfig(source=source, sequence_length=sequence_length)
+    sources.load_tokenizer_of(data)
+    name = f"{source.removeprefix('task:')}-{sequence_length}"
+    changes = TINY_TASK if preset == "tiny" else {}
+    return _on(preset, name, data, sequence_length, changes)
+
+
+def on_pixels(
+    preset: str, source: str = "pixels:digits", sequence_length: int | None = None
+) -> RunConfig:
+    """Return a preset's run on images; L is their number of pixels unless it is given.
+
+    Raises:
+        ValueError: if the source has no images.
+    """
+    _require_kind(source, "pixels")
+    given = DataConfig(source=source, validation_fraction=0.1)
+    pixels = math.prod(sources.image_shape(given))
+    data = replace(given, sequence_length=sequence_length or pixels)
+    changes = {}
+    if preset == "tiny":
+        labels = {"fraction": min(1.0, LABELLED_IMAGES * pixels / sources.size(data))}
+        changes = TINY_PIXELS | {"labels": labels}
+    name = source.removeprefix("pixels:").rsplit("/", 1)[-1].partition(".")[0]
+    return _on(preset, name, data, PRESETS[preset]().loss.horizon, changes)
+
+
+def _on(
+    preset: str, name: str, data: DataConfig, horizon: int, changes: dict[str, Any]
+) -> RunConfig:
+    """Return a preset's run on other data, under a name that says which."""
+    base, length = PRESETS[preset](), data.sequence_length
+    loss = {
+        "horizon": min(horizon, length),
+        "timesteps": min(base.loss.timesteps, length),
+    }
+    fields = {"name": f"{name}-{preset}", "data": asdict(data), "loss": loss}
+    return base.update(changes).update(fields)
+
+
+def _require_kind(source: str, kind: str) -> None:
+    found = DataConfig(source=source).kind
+    if found != kind:
+        raise ValueError(f"data.source={source!r}: is for jobs/{JOBS[found]}.py")

@@ -11,12 +11,13 @@ import pytest
 import ray
 import torch
 from pyarrow import fs
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
-from smt_ray.config import DataConfig, LabelConfig, RunConfig, RuntimeConfig
+from smt_ray.config import DataConfig, LabelConfig, RunConfig, RuntimeConfig, TaskConfig
 from smt_ray.data.shards import MANIFEST, memory_to_tensor, open_shards
 from smt_ray.data.storage import Location
 from smt_ray.distributed import labels
+from smt_ray.distributed.tokens import write_tokens
 from smt_ray.model.encoder import build_encoder
 from tests.samples import MODEL, VOCABULARY, random_weights, rows, write
 
@@ -86,6 +87,29 @@ def test_killed_label_runs_go_on_and_label_each_sequence_once(ray_session, root,
     run()
     assert shards(target) == everything
     assert (target / "validation" / MANIFEST).read_json() == manifest
+
+
+def test_labels_keep_the_targets_of_examples(ray_session, root):
+    task = TaskConfig(sequences=320)
+    data = DataConfig(
+        source="task:copy", sequence_length=LENGTH, task=task, validation_fraction=0.1
+    )
+    runtime = RuntimeConfig(gang_batch=160, gang_ranks=1)
+    config = RunConfig(data=data, model=MODEL, runtime=runtime)
+    examples, target = root / "examples", root / "labels"
+    write_tokens(config, examples)
+    network = random_weights(build_encoder(MODEL, 17))
+    weights = {f"encoder.{name}": value for name, value in network.state_dict().items()}
+    (root / "teacher" / "model.safetensors").write_bytes(save(weights))
+    labels.write_labels(config, examples, root / "teacher", "teacher0", 17, target)
+    tokens = read(examples / "train", open_shards(examples / "train", "tokens", targets=True))
+    found = read(target / "train", open_shards(target / "train", "labels", targets=True))
+    tokens, found = tokens.sort_by("sequence_id"), found.sort_by("sequence_id")
+    assert found.select(tokens.column_names).equals(tokens)
+    with torch.no_grad():
+        alone = network(torch.tensor(tokens["tokens"].to_pylist()))
+    memory = memory_to_tensor(found["memory"], MODEL.memory_tokens, MODEL.width, "bfloat16")
+    torch.testing.assert_close(memory.float(), alone, atol=1e-5, rtol=2**-8)
 
 
 def test_too_small_a_fraction_is_refused(root):

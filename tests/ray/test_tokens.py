@@ -3,12 +3,17 @@
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
-from smt_ray.config import DataConfig, RunConfig
+from smt_ray.config import DataConfig, RunConfig, TaskConfig
 from smt_ray.data import pieces, sources
+from smt_ray.data.reader import Reader
 from smt_ray.data.shards import open_shards
 from smt_ray.data.storage import Location
+from smt_ray.data.tasks import BLOCK, block_seed
+from smt_ray.data.tokenizers import load_tokenizer
 from smt_ray.distributed.tokens import write_tokens
+from smt_ray.tasks import TASKS
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
@@ -61,6 +66,39 @@ def test_two_runs_write_the_same_files(tmp_path, monkeypatch):
     assert documents == 12
     size = sum(map(len, texts.values()))
     assert 0.9 * size < covered < size
+
+
+def test_examples_are_written_with_their_targets(tmp_path, monkeypatch):
+    monkeypatch.setattr(pieces, "UNIT_BYTES", 16 * BLOCK)
+    task = TaskConfig(sequences=2500)
+    data = DataConfig(source="task:retrieval", sequence_length=16, task=task)
+    target = Location.of(tmp_path / "task")
+    write_tokens(RunConfig(data=data), target)
+    manifest = open_shards(target / "train", "tokens", targets=True, vocabulary=17)
+    assert (manifest["sequences"], manifest["tokenizer"]) == (2500, "numbers")
+    assert len(manifest["shards"]) == 3
+    assert "bytes" not in manifest
+    settings = {"lanes": 1, "seed": 0}
+    batch = Reader(target / "train", manifest, global_batch=2500, **settings).batch(0)
+    order = batch["sequence_id"].argsort()
+    inputs = torch.cat(
+        [
+            TASKS["retrieval"].generate(task, 16, BLOCK, block_seed(0, block, False))[0]
+            for block in range(3)
+        ]
+    )
+    assert torch.equal(batch["inputs"][order], inputs[:2500])
+    assert (batch["targets"] != -100).sum(0).tolist() == [0] * 15 + [2500]
+
+    target = Location.of(tmp_path / "pixels")
+    data = DataConfig(source="pixels:digits", sequence_length=64)
+    write_tokens(RunConfig(data=data), target)
+    manifest = open_shards(target / "validation", "tokens", targets=True, vocabulary=18)
+    assert (manifest["image"], manifest["bytes"]) == ([8, 8], 90 * 64)
+    batch = Reader(target / "validation", manifest, global_batch=90, **settings).batch(0)
+    assert torch.equal(batch["inputs"][:, 1:], batch["targets"][:, :-1])
+    assert set(batch) == {"sequence_id", "inputs", "targets", "bytes"}
+    assert load_tokenizer(target).vocabulary == 18
 
 
 def test_errors_of_tasks_arrive_as_one_line(tmp_path):

@@ -1,6 +1,7 @@
 """The command line: presets, files and flags, and what each mistake is answered with."""
 
 import re
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from smt_ray.command_line import parse_run
+from jobs import pretrain_lm, pretrain_pixels, solve_task
 from smt_ray.config import RunConfig, leaves
 from smt_ray.presets import PRESETS
 
@@ -16,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def parse(*arguments):
-    return parse_run(arguments, "Test.")
+    return pretrain_lm.parse(arguments)
 
 
 def test_nothing_means_the_tiny_preset():
@@ -63,6 +64,82 @@ def test_the_config_of_a_run_makes_it_again(tmp_path):
     file.write_text(yaml.safe_dump(run.to_dict(), sort_keys=False))
     assert parse("--config", str(file)).run == run
     assert RunConfig.from_dict(yaml.safe_load(file.read_text())) == run
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_a_task_lies_between_the_preset_and_the_flags(preset):
+    given = (preset, "--task", "copy", "--length=48")
+    run = solve_task.parse(given).run
+    assert (run.data.source, run.data.sequence_length) == ("task:copy", 48)
+    assert (run.loss.horizon, run.name, run.preset) == (48, f"copy-48-{preset}", preset)
+    spelled = (preset, "--data.source=task:copy", "--data.sequence_length", "48")
+    assert solve_task.parse(spelled).run == run
+    changed = {"loss.horizon": 8, "model.memory-tokens": 3, "name": "mine"}
+    flags = ("--loss.horizon", "8", "--model.memory-tokens=3", "--name", "mine")
+    assert leaves(solve_task.parse((*given, *flags)).run) == leaves(run) | changed
+
+
+def test_a_short_task_lowers_what_its_length_bounds():
+    run = solve_task.parse(["--task", "parity", "--length", "2"]).run
+    assert (run.loss.horizon, run.loss.timesteps, run.data.sequence_length) == (2, 2, 2)
+
+
+def test_the_config_of_a_tasks_run_makes_it_again(tmp_path):
+    run = solve_task.parse(["--task=stack", "--length=20", "--data.task.depth=3"]).run
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(run.to_dict(), sort_keys=False))
+    assert solve_task.parse(["--config", str(file)]).run == run
+    longer = solve_task.parse(["--config", str(file), "--length", "40"]).run
+    assert leaves(longer) == leaves(run) | {"data.sequence-length": 40}
+
+
+def test_images_give_the_sequence_its_length(tmp_path):
+    run = pretrain_pixels.parse([]).run
+    assert (run.data.source, run.data.sequence_length) == ("pixels:digits", 64)
+    assert (run.name, run.loss.horizon) == ("digits-tiny", 16)
+    file = tmp_path / "train-images.idx.gz"
+    file.write_bytes(struct.pack(">IIII", 0x803, 40_000, 2, 3) + bytes(6 * 40_000))
+    given = ["--data.source", f"pixels:{file}"]
+    other = pretrain_pixels.parse(given).run
+    assert (other.name, other.loss.horizon) == ("train-images-tiny", 6)
+    assert other.data.sequence_length == 6
+    assert other.labels.fraction == pytest.approx(2048 / 40_000)
+    (tmp_path / "mine.yaml").write_text(f"data: {{source: 'pixels:{file}'}}")
+    assert pretrain_pixels.parse(["--config", str(tmp_path / "mine.yaml")]).run == other
+    assert pretrain_pixels.parse([*given, "--data.sequence-length=5"]).run.data.sequence_length == 5
+
+
+@pytest.mark.parametrize(
+    ("job", "arguments", "message"),
+    [
+        (solve_task, ["--task", "cpoy"], "data.source='task:cpoy': no such task; give one of .*"),
+        (solve_task, ["--task", "a/b"], "data.source='task:a/b': no such task; give one of .*"),
+        (solve_task, ["--task"], "--task: needs a value"),
+        (solve_task, ["--length", "1"], "data.sequence-length=1: must be >= 2"),
+        (solve_task, ["--length", "long"], ".*--data.sequence-length.*'long'"),
+        (
+            solve_task,
+            ["--data.source", "stdlib"],
+            "data.source='stdlib': is for jobs/pretrain_lm.py",
+        ),
+        (
+            pretrain_lm,
+            ["--data.source=task:copy"],
+            "data.source='task:copy': is for jobs/solve_task.py",
+        ),
+        (pretrain_lm, ["--task", "copy"], "--task: unknown argument.*"),
+        (pretrain_pixels, ["--data.source=pixels:"], "data.source='pixels:': .*no such file; .*"),
+        (
+            pretrain_pixels,
+            ["--data.source=a.txt"],
+            "data.source='a.txt': is for jobs/pretrain_lm.py",
+        ),
+    ],
+)
+def test_what_is_for_another_job_or_for_none_is_answered_in_one_line(job, arguments, message):
+    pattern = re.escape(message).replace(r"\.\*", "[^\n]*")
+    with pytest.raises(ValueError, match=f"^{pattern}$"):
+        job.parse(arguments)
 
 
 @pytest.mark.parametrize(
@@ -114,16 +191,17 @@ def test_a_mistake_is_answered_in_one_line(arguments, message, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("job", "arguments", "message"),
     [
-        (["tiny", "--model.memory-tokens", "0"], "model.memory-tokens=0: must be >= 1"),
-        (["--data.source", "none/*.txt"], "data.source='none/*.txt': .*; give .*"),
+        ("pretrain_lm", "tiny --model.memory-tokens 0", "model.memory-tokens=0: must be >= 1"),
+        ("pretrain_lm", "--data.source none/*.txt", "data.source='none/*.txt': .*; give .*"),
+        ("solve_task", "--task copy --length 1", "data.sequence-length=1: must be >= 2"),
+        ("solve_task", "--task modular --length 4", "data.sequence-length=4: .* at least 5 inputs"),
+        ("pretrain_pixels", "--data.sequence-length 63", "data.sequence-length=63: .*; give 64"),
     ],
 )
-def test_the_job_exits_with_status_2_and_one_line(arguments, message, tmp_path):
-    command = [sys.executable, "jobs/pretrain_lm.py", "--storage", str(tmp_path), *arguments]
-    if arguments[0] == "tiny":
-        command[2:5] = ["tiny", *command[2:4]]
+def test_the_job_exits_with_status_2_and_one_line(job, arguments, message, tmp_path):
+    command = [sys.executable, f"jobs/{job}.py", *arguments.split(), "--storage", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(f"error: {re.escape(message)}\n".replace(r"\.\*", "[^\n]*"), done.stderr)

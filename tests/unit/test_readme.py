@@ -8,14 +8,22 @@ from pathlib import Path
 
 import pytest
 
-from jobs import evaluate, generate
-from smt_ray.command_line import parse, parse_run
+from jobs import evaluate, generate, pretrain_lm, pretrain_pixels, solve_task
+from smt_ray.command_line import parse
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
 LINES = "\n".join(BLOCKS).replace("\\\n", " ").splitlines()
 COMMANDS = [words for line in LINES if (words := shlex.split(line, comments=True))]
+
+JOBS = {
+    "pretrain_lm": pretrain_lm.parse,
+    "pretrain_pixels": pretrain_pixels.parse,
+    "solve_task": solve_task.parse,
+    "generate": lambda arguments: parse(generate.Options, arguments, ""),
+    "evaluate": lambda arguments: parse(evaluate.Options, arguments, ""),
+}
 
 
 def test_the_blocks_are_found():
@@ -29,15 +37,13 @@ def test_the_blocks_are_found():
 def test_a_job_takes_its_arguments(words):
     at = next(n for n, word in enumerate(words) if re.fullmatch(r"jobs/\w+\.py", word))
     arguments = words[at + 1 :]
+    job = JOBS[words[at].removeprefix("jobs/").removesuffix(".py")]
     if "--help" in arguments:
         with pytest.raises(SystemExit) as stop:
-            parse_run(arguments, "")
+            job(arguments)
         assert stop.value.code == 0
-    elif words[at] == "jobs/pretrain_lm.py":
-        parse_run(arguments, "")
     else:
-        job = {"jobs/generate.py": generate, "jobs/evaluate.py": evaluate}[words[at]]
-        parse(job.Options, arguments, "")
+        job(arguments)
     for option, value in itertools.pairwise(words):
         if option == "--runtime-env":
             assert (ROOT / value).exists()

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from smt_ray.data.packer import WindowPacker
+from smt_ray.data.packer import ExamplePacker, Examples, WindowPacker
 from smt_ray.data.shards import (
     MANIFEST,
     label_schema,
@@ -49,7 +49,9 @@ def test_windows_equal_the_plain_loop(rows, sizes):
 
 
 def test_token_arrays_are_packed_as_they_are():
-    tables = list(WindowPacker(ByteTokenizer(), 2, unit=0).tables([np.array([5, 6, 7], np.int32)], 8))
+    tables = list(
+        WindowPacker(ByteTokenizer(), 2, unit=0).tables([np.array([5, 6, 7], np.int32)], 8)
+    )
     assert tables[0]["tokens"].to_pylist() == [[5, 6, 7]]
 
 
@@ -109,6 +111,36 @@ def labels(tmp_path):
         }
     )
     return place
+
+
+def test_rows_with_targets_are_told_from_windows(tmp_path):
+    for name, covers in (("pixels", True), ("task", False)):
+        examples = Examples(*np.arange(4 * L, dtype=np.int32).reshape(2, 2, L))
+        packer = ExamplePacker(L, unit=3, covers=covers)
+        (table,) = packer.tables([examples], 8)
+        assert (packer.documents, packer.tokens, packer.bytes) == (2, 2 * L, covers * 2 * L)
+        assert table["sequence_id"].to_pylist() == [3 << 32, (3 << 32) + 1]
+        place = Location.of(tmp_path / name).make_dir()
+        pq.write_table(table, (place / "a.parquet").path)
+        manifest = {"kind": "tokens", "sequence_length": L, "shards": {"a.parquet": 2}}
+        covered = {"bytes": 2 * L} if covers else {}
+        (place / MANIFEST).write_json({**manifest, "targets": True, **covered})
+        assert open_shards(place, "tokens", targets=True)["shards"] == {"a.parquet": 2}
+        with pytest.raises(ValueError, match="targets=True, but this run needs False; make the to"):
+            open_shards(place, "tokens", targets=False)
+        (place / MANIFEST).write_json(manifest)
+        with pytest.raises(
+            ValueError, match=r"a\.parquet: foreign shard with columns .*targets: f"
+        ):
+            open_shards(place, "tokens")
+
+
+def test_labels_have_the_targets_of_their_tokens():
+    for targets in (False, True):
+        tokens = token_schema(L, targets=targets, covers=False)
+        labels = label_schema(L, K, D, "float32", targets=targets)
+        assert labels.names == [*tokens.names, "memory"]
+        assert [labels.field(name) for name in tokens.names] == list(tokens)
 
 
 EXPECTED = {"sequence_length": L, "memory_tokens": K, "width": D, "encoder": "abc"}

@@ -1,0 +1,54 @@
+"""What the stages begin with and what they read."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from smt_ray.config import DataConfig, DmtConfig, LossConfig, RunConfig, TrainConfig
+from smt_ray.data.reader import Reader
+from smt_ray.data.storage import Location
+from smt_ray.data.windows import Windows
+from smt_ray.distributed.programs import BpttProgram, DmtProgram
+from smt_ray.objectives.bptt import Bptt
+from smt_ray.objectives.dmt import Dmt
+from tests.samples import MODEL, VOCABULARY, random_weights, rows, write
+
+L = 8
+
+
+def config(mode="parallel"):
+    train = TrainConfig(global_batch=4)
+    dmt = DmtConfig(train=train, mode=mode, windows=2)
+    loss = LossConfig(horizon=L, timesteps=2)
+    run = RunConfig(data=DataConfig(sequence_length=L), model=MODEL, loss=loss, dmt=dmt)
+    return run.update({"finetune": {"train": {"steps": 7}, "mode": "truncated"}})
+
+
+def test_fine_tuning_begins_with_the_rnn_of_dmt(tmp_path):
+    dmt = random_weights(Dmt(MODEL, DmtConfig(), VOCABULARY))
+    save_file(dmt.state_dict(), tmp_path / "model.safetensors")
+    place = Location.of(tmp_path)
+    program = BpttProgram(config(), place, VOCABULARY, "finetune", place)
+    objective = program.objective()
+    assert isinstance(objective, Bptt)
+    found, expected = objective.rnn.state_dict(), dmt.rnn.state_dict()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert objective.bptt.mode == "truncated"
+    assert program.train.steps == 7
+
+
+def test_the_baseline_is_fresh_and_the_same_every_time(tmp_path):
+    program = BpttProgram(config(), Location.of(tmp_path), VOCABULARY)
+    one, other = (program.objective().state_dict() for _ in range(2))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert program.train == config().bptt.train
+
+
+@pytest.mark.parametrize("mode", ["parallel", "sequential", "one_step"])
+def test_only_parallel_dmt_keeps_windows(tmp_path, mode):
+    place = Location.of(tmp_path)
+    write(place / "train", rows(12, L, MODEL), MODEL)
+    program = DmtProgram(config(mode), place, {}, place, place, VOCABULARY)
+    stream = program.stream(0, 1, [])
+    assert isinstance(stream, Windows if mode == "parallel" else Reader)
+    assert (stream.probe() is not None) == (mode == "parallel")

@@ -24,6 +24,9 @@ class ModelConfig:
     paper's) makes one memory a pass, by full attention."""
     encoder_depth: int = 3
     """Blocks of the encoder's causal trunk, or of the bidirectional encoder."""
+    trunk_reach: int = 3
+    """Positions before each one that every block of the causal trunk adds to it first, weighted by
+    channel: a short causal convolution, without which recall is learned late."""
     register_depth: int = 2
     """R: blocks in which the K registers of each timestep read the trunk (`causal`)."""
     project_registers: bool = True
@@ -43,6 +46,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         """Check every field."""
         names = ("width", "memory_tokens", "heads", "encoder_depth", "register_depth")
+        at_least(0, "model", self, "trunk_reach")
         at_least(1, "model", self, *names, "decoder_depth", "cell_depth", "mlp_ratio")
         module, colon, name = self.cell.partition(":")
         own = bool(colon) and all(part.isidentifier() for part in (*module.split("."), name))

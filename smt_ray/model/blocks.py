@@ -117,6 +117,26 @@ def _causal_tail(asked: int, length: int, device: torch.device) -> Bool[Tensor, 
     return everything.tril(diagonal=length - asked)
 
 
+class Recent(nn.Module):
+    """Add the few positions before to each one, weighted by channel: a causal convolution.
+
+    A position then knows its neighbours before any attention has learned to find them, which is
+    half of what recall needs ("what came after the marker?").
+    """
+
+    def __init__(self, width: int, reach: int) -> None:
+        """Create the weights of the `reach` positions before."""
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(reach, width) * (2 * max(reach, 1)) ** -0.5)
+
+    def forward(self, x: Float[Tensor, "N T D"]) -> Float[Tensor, "N T D"]:
+        """Mix; nothing is before the first position."""
+        mixed = x
+        for back, weight in enumerate(self.weight, start=1):
+            mixed = mixed + F.pad(x, (0, 0, back, 0))[:, : x.shape[1]] * weight
+        return mixed
+
+
 class Block(nn.Module):
     """One pre-norm Transformer block: attention, then an MLP, each added to the stream."""
 

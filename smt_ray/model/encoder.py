@@ -18,6 +18,7 @@ from smt_ray.model.blocks import (
     Block,
     Embedding,
     Linear,
+    Recent,
     normalize,
     rms_norm,
     rotate,
@@ -100,6 +101,9 @@ class CausalEncoder(nn.Module):
         self.trunk = nn.ModuleList(
             Block(width, config.heads, config.mlp_ratio) for _ in range(config.encoder_depth)
         )
+        self.recent = nn.ModuleList(
+            Recent(width, config.trunk_reach) for _ in range(config.encoder_depth)
+        )
         self.register = nn.Parameter(torch.randn(config.memory_tokens, width))
         self.project = Linear(width, width) if config.project_registers else None
         self.readers = nn.ModuleList(Registers(config) for _ in range(config.register_depth))
@@ -115,8 +119,8 @@ class CausalEncoder(nn.Module):
         """
         stream = self.embed(tokens)
         by = rotation(tokens.shape[1], self.config.width // self.config.heads, tokens.device)
-        for block in self.trunk:
-            stream = block(stream, by=by, causal=True)
+        for recent, block in zip(self.recent, self.trunk, strict=True):
+            stream = block(recent(stream), by=by, causal=True)
         trunk = normalize(stream)
         at = trunk if timesteps is None else trunk.take_along_dim(timesteps[..., None], dim=1)
         registers = repeat(self.register, "k d -> b s k d", b=at.shape[0], s=at.shape[1])

@@ -1,0 +1,118 @@
+"""Training in this process for so many CPU seconds: what methods are compared at equal time with.
+
+The project's own objectives, streams, optimizer settings and schedules, without Ray and DeepSpeed:
+one process and one torch thread, so that two comparisons run side by side on two cores. Time is the
+CPU time of the process, whatever else the machine does; a schedule runs over the share of the time
+that is used. Scores on held-out data do not count.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from smt_ray.config import TrainConfig
+from smt_ray.data.reader import Batch, Stream
+from smt_ray.distributed.loop import learning_rate
+from smt_ray.objectives.objective import Objective
+
+FINE = 10_000
+"""Steps that a schedule over time is divided into."""
+
+
+@dataclass
+class Outcome:
+    """What a training used, and its scores on the way."""
+
+    seconds: float = 0.0
+    """CPU seconds."""
+    steps: int = 0
+    """Optimizer steps."""
+    tokens: int = 0
+    """Inputs read."""
+    scores: list[tuple[float, float]] = field(default_factory=list)
+    """(CPU seconds, score) in order."""
+
+    def solved_after(self, enough: float) -> float | None:
+        """Return the CPU seconds of the first score of at least `enough`."""
+        return next((seconds for seconds, score in self.scores if score >= enough), None)
+
+
+def train(
+    objective: Objective,
+    config: TrainConfig,
+    stream: Stream,
+    seconds: float,
+    *,
+    score: Callable[[], float] | None = None,
+    enough: float = float("inf"),
+    every: float = 10.0,
+    steps: float = float("inf"),
+) -> Outcome:
+    """Train until the time or the steps are used, or two scores in a row are `enough`.
+
+    Args:
+        objective: what is trained.
+        config: optimisation; its `steps` do not count.
+        stream: batches.
+        seconds: CPU seconds.
+        score: a figure on held-out data, higher is better.
+        enough: the score that ends the training.
+        every: CPU seconds between two scores.
+        steps: most steps; with it the schedule runs over whichever share is greater.
+    """
+    schedule = replace(config, steps=FINE)
+    optimizer = _optimizer(objective, config)
+    parameters = list(objective.parameters())
+    outcome, due = Outcome(), every
+    while outcome.seconds < seconds and outcome.steps < steps:
+        began = time.process_time()
+        share = max(outcome.seconds / seconds, outcome.steps / steps)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(schedule, int(share * FINE))
+        batch = {**stream.batch(outcome.steps), "step": torch.tensor(outcome.steps)}
+        carry = _step(objective, optimizer, parameters, batch, config.clip_norm)
+        if carry is not None:
+            stream.carry(outcome.steps, carry)
+        outcome.steps += 1
+        outcome.tokens += batch["inputs"].numel()
+        outcome.seconds += time.process_time() - began
+        if score and outcome.seconds >= due:
+            due = outcome.seconds + every
+            outcome.scores.append((outcome.seconds, score()))
+            last = [value for _, value in outcome.scores[-2:]]
+            if len(last) == 2 and min(last) >= enough:
+                break
+    return outcome
+
+
+def _optimizer(objective: Objective, config: TrainConfig) -> torch.optim.AdamW:
+    """Return AdamW that decays matrices only, as the training stages have it."""
+    matrices = [p for p in objective.parameters() if p.dim() > 1]
+    others = [p for p in objective.parameters() if p.dim() <= 1]
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    betas = (config.beta1, config.beta2)
+    return torch.optim.AdamW([g for g in groups if g["params"]], betas=betas, fused=True)
+
+
+def _step(
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    parameters: Sequence[Tensor],
+    batch: Batch,
+    clip_norm: float,
+) -> Tensor | None:
+    """Take one step; return what the objective carries to the next visit of the batch."""
+    result = objective(batch)
+    optimizer.zero_grad()
+    result["loss"].backward()
+    norm = torch.nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None], clip_norm)
+    if not norm.isfinite():
+        raise FloatingPointError(f"gradient not finite; lower the rate {optimizer.defaults['lr']}")
+    optimizer.step()
+    return result.get("carry")

@@ -1,0 +1,197 @@
+"""SMT and BPTT of one source in this process: teacher, labels, transition, DMT; or an unrolled RNN.
+
+Shapes: B batch, L sequence, K memory tokens, D width.
+"""
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+from benchmarks.budget import Outcome, train
+from smt_ray.config import BpttConfig, DmtConfig, RunConfig, TrainConfig
+from smt_ray.data.reader import Batch, Stream
+from smt_ray.data.windows import Windows
+from smt_ray.evaluation.scores import Score
+from smt_ray.model.encoder import Encoder
+from smt_ray.model.rnn import RNN
+from smt_ray.objectives.bptt import Bptt
+from smt_ray.objectives.dmt import Dmt
+from smt_ray.objectives.teacher import Teacher
+from smt_ray.objectives.transition import Transition
+
+ENCODED_AT_ONCE = 64
+"""Sequences whose memories are made at once."""
+
+
+class Source(Protocol):
+    """Where sequences come from."""
+
+    vocabulary: int
+
+    def training(self, batch: int) -> Stream:
+        """Return a stream of training batches of `batch` sequences."""
+
+    def held_out(self) -> Batch:
+        """Return the sequences that are scored."""
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How the CPU seconds of SMT are divided; what a stage leaves goes to DMT."""
+
+    teacher: float = 0.6
+    transition: float = 0.05
+
+
+@dataclass
+class Trained:
+    """A result of SMT: the networks, and what each stage used."""
+
+    teacher: Teacher
+    labels: list[Batch]
+    fitted: Transition
+    stages: dict[str, Outcome] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> float:
+        """CPU seconds of all stages so far."""
+        return sum(stage.seconds for stage in self.stages.values())
+
+
+class Stored(Stream):
+    """Label batches in memory, again and again."""
+
+    def __init__(self, batches: list[Batch]) -> None:
+        """Keep the batches."""
+        self.batches = batches
+
+    def batch(self, step: int) -> Batch:
+        """Return batch `step`, from the first again after the last."""
+        return self.batches[step % len(self.batches)]
+
+
+def train_teacher(
+    config: RunConfig, source: Source, seconds: float, shares: Shares, enough: float, labelled: int
+) -> Trained:
+    """Train the teacher, label `labelled` sequences and fit the cell to them."""
+    torch.manual_seed(config.teacher.seed)
+    teacher = Teacher(config.model, config.loss, source.vocabulary, config.teacher.seed)
+    held = source.held_out()
+
+    def score() -> float:
+        return teacher_score(teacher, held).accuracy
+
+    stream = source.training(config.teacher.global_batch)
+    limit = seconds * shares.teacher
+    outcome = train(teacher, config.teacher, stream, limit, score=score, enough=enough)
+    began = time.process_time()
+    fresh = source.training(config.dmt.train.global_batch)
+    labels = label(teacher.encoder, fresh, labelled // config.dmt.train.global_batch)
+    made = Outcome(seconds=time.process_time() - began, tokens=labelled)
+    fitted = Transition(config.model, source.vocabulary)
+    fitted.cell.load_state_dict(teacher.cell.state_dict())
+    limit = seconds * shares.transition
+    fit = train(fitted, config.transition.train, Stored(labels), limit)
+    return Trained(teacher, labels, fitted, {"teacher": outcome, "labels": made, "transition": fit})
+
+
+@torch.no_grad()
+def label(encoder: Encoder, stream: Stream, batches: int) -> list[Batch]:
+    """Return `batches` batches with their memories in bfloat16, as the label store keeps them."""
+    labelled = []
+    for step in range(batches):
+        batch = stream.batch(step)
+        memory = [encoder(part) for part in batch["inputs"].split(ENCODED_AT_ONCE)]
+        labelled.append({**batch, "memory": torch.cat(memory).bfloat16()})
+    return labelled
+
+
+def train_dmt(
+    config: RunConfig,
+    source: Source,
+    trained: Trained,
+    dmt: DmtConfig,
+    seconds: float,
+    *,
+    enough: float = float("inf"),
+    steps: float = float("inf"),
+    score: Callable[[RNN], float] | None = None,
+    every: float = 10.0,
+) -> tuple[Dmt, Outcome]:
+    """Train the fitted RNN on its own memories for the CPU seconds or steps given."""
+    objective = Dmt(config.model, dmt, source.vocabulary)
+    objective.rnn.cell.load_state_dict(trained.fitted.cell.state_dict())
+    objective.rnn.readout.load_state_dict(trained.teacher.decoder.state_dict())
+    objective.teacher_readout.load_state_dict(trained.teacher.decoder.state_dict())
+    stream: Stream = Stored(trained.labels)
+    if dmt.mode == "parallel":
+        stream = Windows(stream, factor=dmt.windows, visits=dmt.visits, seed=dmt.train.seed)
+    outcome = train(
+        objective,
+        dmt.train,
+        stream,
+        seconds,
+        score=(lambda: score(objective.rnn)) if score else None,
+        enough=enough,
+        steps=steps,
+        every=every,
+    )
+    return objective, outcome
+
+
+def train_bptt(
+    config: RunConfig,
+    source: Source,
+    optimisation: TrainConfig,
+    seconds: float,
+    *,
+    span: int = 0,
+    enough: float = float("inf"),
+    score: Callable[[RNN], float] | None = None,
+    start: RNN | None = None,
+) -> tuple[RNN, Outcome]:
+    """Train an RNN by unrolling it; with `span`, truncated; with `start`, from its weights."""
+    mode = BpttConfig(mode="truncated", span=span) if span else BpttConfig()
+    torch.manual_seed(optimisation.seed)
+    objective = Bptt(config.model, mode, source.vocabulary)
+    if start is not None:
+        objective.rnn.load_state_dict(copy.deepcopy(start.state_dict()))
+    stream = source.training(optimisation.global_batch)
+    outcome = train(
+        objective,
+        optimisation,
+        stream,
+        seconds,
+        score=(lambda: score(objective.rnn)) if score else None,
+        enough=enough,
+    )
+    return objective.rnn, outcome
+
+
+@torch.no_grad()
+def teacher_score(teacher: Teacher, held: Batch) -> Score:
+    """Score the encoder's memories through the decoder's first target."""
+    score = Score()
+    for part in parts(held):
+        score.add(teacher.encoder(part["inputs"]), teacher.decoder, part["targets"])
+    return score
+
+
+@torch.no_grad()
+def rnn_score(rnn: RNN, held: Batch) -> Score:
+    """Score a rollout from the empty memory."""
+    score = Score()
+    for part in parts(held):
+        score.add(rnn.rollout(part["inputs"]), rnn.readout, part["targets"])
+    return score
+
+
+def parts(batch: Batch, rows: int = 256) -> list[Batch]:
+    """Cut a batch into smaller ones."""
+    names = [name for name, value in batch.items() if value.dim()]
+    cut = [batch[name].split(rows) for name in names]
+    return [dict(zip(names, values, strict=True)) for values in zip(*cut, strict=True)]

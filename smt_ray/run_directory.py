@@ -12,13 +12,16 @@ from smt_ray.config import RunConfig, leaves
 from smt_ray.data.artifacts import Artifact
 from smt_ray.data.storage import Location
 from smt_ray.distributed.metrics import read_metrics
-from smt_ray.evaluation.plots import SERIES
-from smt_ray.evaluation.report import Report, write_report
+from smt_ray.evaluation.panels import Report
+from smt_ray.evaluation.report import write_report
+from smt_ray.evaluation.table import key_of
 from smt_ray.planning import parameters
 
 RUNTIME = ("runtime.", "name", "storage", "preset")
 """Beginnings of the fields that may change under an existing name."""
 TRAINED = ("teacher", "transition", "dmt", "finetune", "bptt")
+SHOWN = ("curves", "long_curves", "gradients", "geometry", "images", "sample")
+"""Parts of the scores that the report shows as they are."""
 
 
 def check_same_run(config: RunConfig, directory: Location, overwrite: bool) -> None:
@@ -54,7 +57,6 @@ def write_run(
     rows = [json.dumps(row) + "\n" for stage_rows in metrics.values() for row in stage_rows]
     (directory / "metrics.jsonl").write_text("".join(rows))
     (directory / "summary.json").write_json(summary)
-    curves = {name: curve for name, curve in scores["curves"].items() if name in SERIES}
     stages = [
         {
             "stage": stage,
@@ -70,10 +72,9 @@ def write_run(
         Report(
             summary=summary,
             stages=stages,
-            curves=curves,
             drift=scores["drift_curves"],
             metrics=metrics,
-            sample=scores["sample"],
+            **{name: scores[name] for name in SHOWN},
             config=config.to_dict(),
             environment=_environment(config),
         ),
@@ -84,25 +85,19 @@ def write_run(
 def _summary(
     config: RunConfig, made: dict[str, Artifact], scores: dict[str, Any], seconds: float
 ) -> dict[str, Any]:
-    bits, drift, labels = scores["bits"], scores["drift"], made["labels"].figures
+    drift, labels = scores["drift"], made["labels"].figures
     figures = {stage: made[stage].figures for stage in ("teacher", "transition")}
     return {
         "name": config.name,
         "preset": config.preset,
         "source": config.data.source,
+        "unit": scores["unit"],
         "tokens_train": made["tokens"].figures["sequences"]["train"] * config.data.sequence_length,
         "parameters_rnn": scores["parameters_rnn"],
         "parameters_teacher": parameters(config, made["tokens"].figures["vocabulary"])["teacher"],
-        "teacher_bits": bits["teacher"],
-        "teacher_bits_before_dmt": bits["teacher_before_dmt"],
-        "rnn_bits": bits["rnn"],
-        "rnn_bits_before_dmt": bits["rnn_before_dmt"],
-        "bptt_bits": None,
-        "order0_bits": bits["order0"],
-        "order1_bits": bits["order1"],
-        "order2_bits": bits["order2"],
-        "drift": drift["rnn"],
-        "drift_before_dmt": drift["rnn_before_dmt"],
+        **dict.fromkeys(("bptt_bits", "order0_bits", "order1_bits", "order2_bits")),
+        **_model_figures(scores),
+        **{f"drift{name.removeprefix('rnn')}": nmse for name, nmse in drift.items()},
         "labels": labels["labels"],
         "labels_per_s": labels["labels_per_s"],
         "transitions_per_s": figures["transition"]["tokens_per_s"],
@@ -110,6 +105,17 @@ def _summary(
         "wall_seconds": seconds,
         "resumed": any(artifact.reused or artifact.resumed for artifact in made.values()),
     } | {f"seconds_{stage}": artifact.manifest["seconds"] for stage, artifact in made.items()}
+
+
+def _model_figures(scores: dict[str, Any]) -> dict[str, float]:
+    """Return the scores under their keys: bits always, accuracy where it is the unit."""
+    main = "accuracy" if scores["unit"] == "accuracy" else "bits"
+    groups = {"bits": "bits", main: "scores", f"long_{main}": "long_scores"}
+    return {
+        key_of(name, measure): value
+        for measure, group in groups.items()
+        for name, value in scores[group].items()
+    }
 
 
 def _environment(config: RunConfig) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, NullLocator, StrMethodFormatter
 
-Curve = Float[np.ndarray, " _"]
+Values = Float[np.ndarray, " _"]
+Curve = Values | Sequence[float | None]
 Rows = Sequence[Mapping[str, Any]]
 
 INK, MUTED, GRID = "#1f2933", "#66727f", "#dfe4ea"
@@ -37,11 +38,12 @@ SERIES = {
     "bptt": Series("BPTT", "#007f5f", (0, (6, 1.5, 1, 1.5))),
     "teacher": Series("teacher", "#c85200"),
     "rnn_before_dmt": Series("RNN before DMT", "#5b9bd5", (0, (3, 1.2))),
+    "rnn_before_finetune": Series("RNN before fine-tuning", "#3a7fc4", (0, (6, 1.5))),
     "rnn": Series("RNN", "#0b5fa5", "-", 2.0),
 }
 """Every model that a figure may show, references first."""
 
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "text.color": INK,
     "axes.edgecolor": MUTED,
@@ -66,14 +68,16 @@ _STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "lines.solid_capstyle": "round",
 }
+"""What all figures are drawn in."""
 _WIDTH = 4.2  # inches: 9 pt stay readable on a phone, and two or three figures stand side by side
 
 
-def _figure(height: float) -> Figure:
+def new_figure(height: float) -> Figure:
+    """Return an empty figure of the common width; `height` is in inches."""
     return Figure(figsize=(_WIDTH, height), layout="constrained")
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(STYLE)
 def training_figure(rows: Rows, key: str, unit: str) -> Figure:
     """Plot one stage: loss over steps, and small below it the learning rate and gradient norm.
 
@@ -85,7 +89,7 @@ def training_figure(rows: Rows, key: str, unit: str) -> Figure:
     small = {"learning rate": "optimizer/learning_rate", "gradient norm": "norm/gradient"}
     points = {title: _points(rows, name) for title, name in small.items()}
     shown = [title for title, (steps, _) in points.items() if len(steps)]
-    figure = _figure(3.2)
+    figure = new_figure(3.2)
     mosaic: Any = [["loss"] * len(shown), shown] if shown else [["loss"]]
     axes = figure.subplot_mosaic(mosaic, height_ratios=[3, 1] if shown else None)
     for title in shown:
@@ -108,39 +112,80 @@ def training_figure(rows: Rows, key: str, unit: str) -> Figure:
     return figure
 
 
-@matplotlib.rc_context(_STYLE)
-def curves_figure(curves: Mapping[str, Curve], *, x: str, y: str, log_y: bool = False) -> Figure:
-    """Plot named curves against position 1, 2, ... on a logarithmic axis, labelled at their ends.
+@matplotlib.rc_context(STYLE)
+def drift_figure(rows: Rows) -> Figure:
+    """Plot how far the RNN's own memories are from the labels, over DMT's steps."""
+    figure = new_figure(3.1)
+    axes = figure.subplots()
+    lines = {"drift/rollout": ("rollout", "rnn"), "drift/staleness": ("staleness", "order1")}
+    for key, (label, series) in lines.items():
+        steps, values = _points(rows, key)
+        if len(steps):
+            axes.plot(steps, values, color=SERIES[series].color, marker="o", markersize=3.5,
+                      label=label)  # fmt: skip
+    axes.set(xlabel="step", ylabel="NMSE")
+    axes.set_ylim(bottom=0)
+    axes.legend(loc="upper right")
+    return figure
 
-    Late positions are averaged in bins of equal width on that axis, which takes out their noise.
+
+@matplotlib.rc_context(STYLE)
+def curves_figure(
+    curves: Mapping[str, Curve],
+    *,
+    x: str,
+    y: str,
+    log_x: bool = True,
+    log_y: bool = False,
+    mark: tuple[float, str] | None = None,
+) -> Figure:
+    """Plot named curves against position 1, 2, ..., labelled at their ends; NaN is no value.
+
+    On a logarithmic axis late positions are averaged in bins of equal width on it, which takes out
+    their noise.
+
+    Args:
+        curves: values by position, for names of `SERIES`.
+        x: what a position is.
+        y: what the values are.
+        log_x: whether the axis of positions is logarithmic.
+        log_y: whether the axis of values is.
+        mark: a position and the name of the vertical line there.
     """
     assert curves.keys() <= SERIES.keys(), f"{list(curves)}: names must be in SERIES"
-    figure = _figure(3.1)
+    figure = new_figure(3.1)
     axes = figure.subplots()
     ends: list[tuple[float, Series]] = []
+    first, last = math.inf, 1.0
     for name, series in SERIES.items():
         if name in curves:
-            place, values = _binned(np.asarray(curves[name], float))
+            place, values = _binned(np.asarray(curves[name], float), octaves=log_x)
+            few = "o" if len(values) <= 12 else ""
             axes.plot(place, values, color=series.color, linestyle=series.dashes,
-                      linewidth=series.width)  # fmt: skip
+                      linewidth=series.width, marker=few, markersize=3.5)  # fmt: skip
             ends.append((float(values[-1]), series))
-    longest = max(map(len, curves.values()))
-    axes.set_xscale("log")
-    axes.set(xlim=(1, max(longest, 2)), xlabel=x, ylabel=y)
-    octaves = math.floor(math.log2(longest))
-    ticks = [2**n for n in range(0, octaves + 1, 1 + octaves // 9)]
-    axes.xaxis.set(major_locator=FixedLocator(ticks), minor_locator=NullLocator())
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:.0f}"))
+            first, last = min(first, place[0]), max(last, len(curves[name]))
+    axes.set(xlim=(first, max(last, first + 1)), xlabel=x, ylabel=y)
+    if log_x:
+        axes.set_xscale("log")
+        octaves = math.floor(math.log2(last / first))
+        ticks = [first * 2**n for n in range(0, octaves + 1, 1 + octaves // 9)]
+        axes.xaxis.set(major_locator=FixedLocator(ticks), minor_locator=NullLocator())
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:.0f}"))
     if log_y:
         _log_axis(axes)
+    if mark:
+        axes.axvline(mark[0], color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)))
+        axes.annotate(mark[1], (mark[0], 1), xycoords=("data", "axes fraction"), xytext=(-3, -2),
+                      textcoords="offset points", ha="right", va="top", color=MUTED)  # fmt: skip
     _label_ends(axes, ends)
     return figure
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(STYLE)
 def bars_figure(values: Mapping[str, float], *, x: str) -> Figure:
     """Plot one horizontal bar for each named value, in the order of `SERIES`, with its number."""
-    figure = _figure(0.9 + 0.32 * len(values))
+    figure = new_figure(0.9 + 0.32 * len(values))
     axes = figure.subplots()
     names = [name for name in SERIES if name in values]
     bars = axes.barh(
@@ -167,19 +212,28 @@ def _points(rows: Rows, key: str) -> tuple[np.ndarray, np.ndarray]:
     return np.array(steps), np.array([found[step] for step in steps])
 
 
-def _binned(values: Curve) -> tuple[np.ndarray, np.ndarray]:
-    """Return positions and means over bins: one position each at first, 12 bins an octave later."""
-    octaves = math.log2(len(values) + 1)
-    edges = np.unique(np.geomspace(1, len(values) + 1, 1 + math.ceil(12 * octaves)).astype(int))
-    sizes = np.diff(edges)
+def _binned(values: Values, *, octaves: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """Return the positions of values, and the values; NaN is left out.
+
+    With `octaves` they are means over bins: one position each at first, 12 bins an octave later.
+    """
+    there = np.isfinite(values)
+    edges = np.arange(1, len(values) + 2)
+    if octaves:
+        bins = 1 + math.ceil(12 * math.log2(len(values) + 1))
+        edges = np.unique(np.geomspace(1, len(values) + 1, bins).astype(int))
+    sizes = np.add.reduceat(there.astype(int), edges[:-1] - 1)
+    sums = np.add.reduceat(np.where(there, values, 0), edges[:-1] - 1)
     place = (edges[:-1] + edges[1:] - 1) / 2
-    return place, np.add.reduceat(values, edges[:-1] - 1) / sizes
+    return place[sizes > 0], sums[sizes > 0] / sizes[sizes > 0]
 
 
 def _log_axis(axes: Axes) -> None:
-    """Make the y axis logarithmic, with plain numbers at 1, 2 and 5 of a decade."""
+    """Make the y axis logarithmic, with plain numbers at 1, 2 and 5 of a decade, if few at 1."""
     axes.set_yscale("log")
-    axes.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_locator=NullLocator())
+    low, high = axes.get_ylim()
+    subs = (1, 2, 5) if high < 1000 * low else (1,)
+    axes.yaxis.set(major_locator=LogLocator(subs=subs, numticks=9), minor_locator=NullLocator())
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
 
 

@@ -1,4 +1,5 @@
 import dataclasses
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -9,8 +10,9 @@ import pytest
 
 from smt_ray.config import RunConfig
 from smt_ray.data.storage import Location
-from smt_ray.evaluation import plots
-from smt_ray.evaluation.report import Report, write_report
+from smt_ray.evaluation import pictures, plots
+from smt_ray.evaluation.panels import Report, errors_by_age
+from smt_ray.evaluation.report import write_report
 from smt_ray.evaluation.table import LABELS, duration, entries, summary_table, written
 
 SUMMARY: dict[str, Any] = {
@@ -52,6 +54,28 @@ def training_rows() -> list[dict[str, Any]]:
     ] + [{"stage": "teacher", "step": 400, "validation/loss": 5.1}]
 
 
+def drift_rows() -> list[dict[str, Any]]:
+    """Return rows of DMT's validations, the ages logged by powers of two."""
+    return [
+        {"stage": "dmt", "step": step, "drift/rollout": 9 / step, "drift/staleness": 1 / step}
+        | {f"drift/age_{1 << power:03d}": 0.01 * (power + 100 / step) for power in range(6)}
+        for step in (100, 200)
+    ]
+
+
+PICTURES: dict[str, Any] = {
+    "geometry": {
+        name: {"x": [0.0, 1.0, 2.5], "y": [1.0, -1.0, 0.5], "state": [0, 1, 0]}
+        for name in ("teacher", "rnn")
+    },
+    "images": {
+        name: np.random.default_rng(0).integers(0, 17, (count, 8, 8)).tolist()
+        for name, count in (("samples", 16), ("prompts", 8), ("completions", 8), ("truth", 8))
+    }
+    | {"levels": 17},
+}
+
+
 @pytest.fixture
 def report() -> Report:
     falling = 2.5 + 1 / np.arange(1, 129)
@@ -65,8 +89,10 @@ def report() -> Report:
         ],
         curves={"order1": np.full(128, 3.57), "teacher": falling, "rnn": falling + 0.1},
         drift={"rnn": np.linspace(0.01, 0.1, 128), "rnn_before_dmt": np.linspace(0.02, 0.4, 128)},
-        ages={"rnn": np.linspace(0.01, 0.05, 40)},
-        metrics={stage: training_rows() for stage in ("teacher", "transition", "dmt")},
+        long_curves={"rnn": 2.6 + 1 / np.arange(1, 513)},
+        gradients={"rnn": np.geomspace(1e-6, 1, 128), "teacher": np.ones(128)},
+        metrics={stage: training_rows() for stage in ("teacher", "transition")}
+        | {"dmt": training_rows() + drift_rows()},
         sample={"prompt": "def f(", "text": "<script>alert('x')</script> & more"},
         config=RunConfig().to_dict(),
         environment={"torch": "2.13.0", "workers": 2},
@@ -107,23 +133,48 @@ def test_it_shows_every_part(report: Report, tmp_path: Path) -> None:
         assert {key, label, value} <= set(page.words), key
     for text in (
         "0.062 more than its teacher and 0.142 fewer than the order-2 model",
+        "bits per byte: the RNN on validation",
         "89,706 rows", "2,000 steps", "tokens-01ab", "reused", "3 min 1 s",
-        "Bits by position", "Error by age in DMT", "gradient norm", "RNN before DMT",
+        "Bits per byte by position", "Past the trained length", "How far gradients reach",
+        "Drift during DMT", "Error by age in DMT", "gradient norm", "RNN before DMT",
         "sequence_length: 128", "2.13.0", f"--model {tmp_path}/rnn",
     ):  # fmt: skip
         assert text in page.text, text
-    assert page.tags.count("svg") == 7
+    assert page.tags.count("svg") == 10
+
+
+def test_pictures_have_panels(report: Report, tmp_path: Path) -> None:
+    page = render(dataclasses.replace(report, **PICTURES), tmp_path)
+    assert page.tags.count("svg") == 12
+    assert page.tags.count("image") == 4
+    for text in ("Where memories lie", "What it draws", "completed by the RNN", "the truth"):
+        assert text in page.text, text
+
+
+def test_a_task_is_scored_in_accuracy(report: Report, tmp_path: Path) -> None:
+    scores = {"rnn_accuracy": 0.931, "teacher_accuracy": 0.98, "bptt_accuracy": 0.25}
+    summary = SUMMARY | {"unit": "accuracy", "source": "task:parity", "order2_bits": None} | scores
+    alone = {"rnn": [None] * 127 + [0.9]}  # one target: no curve
+    page = render(dataclasses.replace(report, summary=summary, curves=alone), tmp_path)
+    for text in (
+        "0.931", "accuracy: the RNN on validation", "RNN, bits per target", "BPTT, accuracy",
+        "0.049 less than its teacher and 0.681 more than BPTT", "smt_ray.load_rnn(",
+    ):  # fmt: skip
+        assert text in page.text, text
+    for text in ("bits per byte", "by position", "generate.py"):
+        assert text not in page.text, text
 
 
 def test_it_asks_nothing_of_the_network(report: Report, tmp_path: Path) -> None:
-    page = render(report, tmp_path)
+    page = render(dataclasses.replace(report, **PICTURES), tmp_path)
     assert not {"script", "link", "img", "iframe", "object", "base"} & set(page.tags)
     assert "http" not in page.source
     assert "@import" not in page.source
     links = [value or "" for name, value in page.attributes if name in {"href", "xlink:href"}]
     links += re.findall(r"url\(([^)]*)\)", page.source)
+    inline = "data:image/png;base64,"
     ids = [value for name, value in page.attributes if name == "id"]
-    assert {link.lstrip("#") for link in links} <= set(ids)
+    assert {link.lstrip("#") for link in links if not link.startswith(inline)} <= set(ids)
     assert len(set(ids)) == len(ids)
 
 
@@ -146,6 +197,57 @@ def test_figures_follow_the_colours_of_the_page(report: Report, tmp_path: Path) 
     assert "var(--rnn, #0b5fa5)" in drawn
     fixed = re.sub(r"var\([^)]*\)", "", drawn)
     assert not re.findall(r"(?:fill|stroke): #(?!000000)[0-9a-f]{6}", fixed)
+
+
+def test_curves_leave_out_what_is_no_number() -> None:
+    values = np.full(64, math.nan)
+    values[31:] = 0.5
+    (axes,) = plots.curves_figure({"rnn": values}, x="", y="", mark=(40, "trained")).axes
+    line, mark = axes.lines
+    drawn = np.asarray(line.get_xydata())
+    assert drawn[0, 0] == pytest.approx(32, abs=1)
+    assert np.all(drawn[:, 1] == 0.5)
+    assert np.array_equal(mark.get_xdata(), [40, 40])
+    (axes,) = plots.curves_figure({"rnn": values}, x="", y="", log_x=False).axes
+    assert np.array_equal(axes.lines[0].get_xdata(), np.arange(32, 65))
+
+
+def test_errors_by_age_are_those_of_the_last_validation() -> None:
+    (curve,) = errors_by_age(drift_rows()[::-1]).values()
+    ages = {age: float(curve[age - 1]) for age in range(1, 33) if np.isfinite(curve[age - 1])}
+    assert ages == pytest.approx({1 << power: 0.01 * (power + 0.5) for power in range(6)})
+    assert errors_by_age(training_rows()) == {}
+
+
+def test_drift_figure_follows_the_steps() -> None:
+    (axes,) = plots.drift_figure(drift_rows()).axes
+    rollout, staleness = axes.lines
+    assert np.allclose(rollout.get_xydata(), [[100, 0.09], [200, 0.045]])
+    assert np.allclose(staleness.get_xydata(), [[100, 0.01], [200, 0.005]])
+
+
+def test_a_plane_is_coloured_by_state_alike_for_all() -> None:
+    teacher, rnn = pictures.geometry_figure(PICTURES["geometry"]).axes
+    colors = np.asarray(teacher.collections[0].get_facecolor())
+    assert np.array_equal(colors[0], colors[2])
+    assert not np.array_equal(colors[0], colors[1])
+    assert np.array_equal(colors, rnn.collections[0].get_facecolor())
+    assert np.array_equal(
+        np.asarray(rnn.collections[0].get_offsets()), [[0.0, 1.0], [1.0, -1.0], [2.5, 0.5]]
+    )
+
+
+def test_images_stand_in_rows_and_leave_unknown_pixels_empty() -> None:
+    images = np.arange(9 * 6).reshape(9, 2, 3) % 5
+    images[1, 1] = -1
+    (axes,) = pictures.images_figure({"samples": images, "levels": 5}).axes
+    grid = np.asarray(axes.images[0].get_array())
+    assert grid.shape == (2 * 2 + 1, 8 * 3 + 7, 4)
+    assert np.allclose(grid[:2, :3, 0], images[0] / 4)
+    assert np.allclose(grid[3:, :3, 1], images[8] / 4)
+    assert np.array_equal(grid[:2, 4:7, 3], [[1, 1, 1], [0, 0, 0]])
+    assert not grid[2].any()
+    assert not grid[:, 3].any()
 
 
 def test_missing_parts_leave_no_trace(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from benchmarks.budget import Outcome, train
 from smt_ray.config import BpttConfig, DmtConfig, RunConfig, TrainConfig
 from smt_ray.data.reader import Batch, Stream
 from smt_ray.data.windows import Windows
-from smt_ray.evaluation.scores import Score
+from smt_ray.evaluation.scores import Drift, Score
 from smt_ray.model.encoder import Encoder
 from smt_ray.model.rnn import RNN
 from smt_ray.objectives.bptt import Bptt
@@ -75,9 +75,18 @@ class Stored(Stream):
 
 
 def train_teacher(
-    config: RunConfig, source: Source, seconds: float, shares: Shares, enough: float, labelled: int
+    config: RunConfig,
+    source: Source,
+    seconds: float,
+    shares: Shares,
+    labelled: int,
+    *,
+    enough: float = float("inf"),
 ) -> Trained:
-    """Train the teacher, label `labelled` sequences and fit the cell to them."""
+    """Train the teacher, label `labelled` sequences and fit the cell to them.
+
+    With `enough`, the teacher ends when its accuracy reaches it.
+    """
     torch.manual_seed(config.teacher.seed)
     teacher = Teacher(config.model, config.loss, source.vocabulary, config.teacher.seed)
     held = source.held_out()
@@ -87,11 +96,13 @@ def train_teacher(
 
     stream = source.training(config.teacher.global_batch)
     limit = seconds * shares.teacher
-    outcome = train(teacher, config.teacher, stream, limit, score=score, enough=enough)
+    scored = score if enough <= 1 else None
+    outcome = train(teacher, config.teacher, stream, limit, score=scored, enough=enough)
     began = time.process_time()
     fresh = source.training(config.dmt.train.global_batch)
     labels = label(teacher.encoder, fresh, labelled // config.dmt.train.global_batch)
-    made = Outcome(seconds=time.process_time() - began, tokens=labelled)
+    tokens = sum(batch["inputs"].numel() for batch in labels)
+    made = Outcome(seconds=time.process_time() - began, tokens=tokens)
     fitted = Transition(config.model, source.vocabulary)
     fitted.cell.load_state_dict(teacher.cell.state_dict())
     limit = seconds * shares.transition
@@ -188,6 +199,31 @@ def rnn_score(rnn: RNN, held: Batch) -> Score:
     for part in parts(held):
         score.add(rnn.rollout(part["inputs"]), rnn.readout, part["targets"])
     return score
+
+
+@torch.no_grad()
+def label_drift(rnn: RNN, labels: "Labelled") -> Drift:
+    """Measure how far a rollout from the empty memory is from held-out labels."""
+    drift = Drift()
+    for part in parts(labels.batch):
+        drift.add(rnn.rollout(part["inputs"]), part["memory"])
+    return drift
+
+
+class Labelled:
+    """Held-out sequences with their memories."""
+
+    def __init__(self, encoder: Encoder, held: Batch) -> None:
+        """Encode them."""
+        with torch.no_grad():
+            memory = [encoder(part) for part in held["inputs"].split(ENCODED_AT_ONCE)]
+        self.batch: Batch = {**held, "memory": torch.cat(memory)}
+
+    def first(self, rows: int) -> "Labelled":
+        """Return the first `rows` of them."""
+        part = copy.copy(self)
+        part.batch = {name: value[:rows] for name, value in self.batch.items()}
+        return part
 
 
 def parts(batch: Batch, rows: int = 256) -> list[Batch]:

@@ -3,19 +3,18 @@
 python -m benchmarks.tasks [--quick] [--cells DIR] [--tasks NAME ...] [--lengths L ...] [--seeds N]
 
 A cell is one method on one task, length and seed; it leaves one JSON file, and a second run makes
-only the cells that are missing. Two cells run at a time, each in a process with one torch thread.
+only the cells that are missing.
 Prints, last, one line of JSON: the held-out accuracy of the RNN from the empty memory.
 """
 
 import argparse
 import json
-import multiprocessing
 import sys
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -23,6 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks.budget import Outcome
+from benchmarks.pool import Result, measure
 from benchmarks.smt import (
     Shares,
     Source,
@@ -46,7 +46,6 @@ ENOUGH = 0.999
 """Score that ends a training early, twice in a row."""
 RATES = (1e-3, 3e-4, 1e-4)
 SECONDS = 300.0
-CONCURRENT = 2
 LABELLED = 4096
 """Sequences that SMT labels."""
 HELD_OUT = 1024
@@ -68,10 +67,10 @@ class Cell:
     """CPU seconds for all stages together."""
 
     @property
-    def file(self) -> str:
+    def name(self) -> str:
         """Name of its result."""
         rate = f"-rate{self.rate:g}" if self.rate else ""
-        return f"{self.task}-L{self.length}-{self.method}{rate}-seed{self.seed}.json"
+        return f"{self.task}-L{self.length}-{self.method}{rate}-seed{self.seed}"
 
 
 class Generated(Stream):
@@ -143,9 +142,8 @@ class Growing(Stream):
         return self.streams[min(turn, len(self.streams) - 1)].batch(step)
 
 
-def run_cell(cell: Cell) -> dict[str, Any]:
+def run_cell(cell: Cell) -> Result:
     """Train and score one cell."""
-    torch.set_num_threads(1)
     config = on_task("tiny", f"task:{cell.task}", cell.length)
     result = _smt(cell, config) if cell.method == "smt" else _bptt(cell, config)
     return {**asdict(cell), **result}
@@ -157,7 +155,7 @@ def _smt(cell: Cell, config: RunConfig) -> dict[str, Any]:
         config = config.override(f"{stage}.seed", cell.seed)
     source = TaskSource(config, cell.seed)
     validation, test = source.held_out("validation"), source.held_out("test")
-    trained = train_teacher(config, source, cell.seconds, Shares(), ENOUGH, LABELLED)
+    trained = train_teacher(config, source, cell.seconds, Shares(), LABELLED, enough=ENOUGH)
 
     def score(rnn: RNN) -> float:
         return rnn_score(rnn, validation).accuracy
@@ -221,21 +219,11 @@ def _bptt_settings(teacher: TrainConfig, cell: Cell) -> TrainConfig:
     return replace(teacher, learning_rate=cell.rate, seed=cell.seed)
 
 
-def make(cells: Iterable[Cell], directory: Path) -> dict[Cell, dict[str, Any]]:
-    """Return the result of every cell, from its file or made now, two at a time."""
-    directory.mkdir(parents=True, exist_ok=True)
-    cells = list(cells)
-    missing = [cell for cell in cells if not (directory / cell.file).exists()]
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(CONCURRENT, mp_context=context) as pool:
-        futures = {pool.submit(run_cell, cell): cell for cell in missing}
-        for done, future in enumerate(as_completed(futures), start=1):
-            cell, result = futures[future], future.result()
-            (directory / cell.file).write_text(json.dumps(result, indent=1) + "\n")
-            took = f"{result['used']:.0f} of {cell.seconds:.0f} CPU s"
-            line = f"{done}/{len(missing)} {cell.file}: accuracy {result['accuracy']:.3f}, {took}"
-            print(line, file=sys.stderr, flush=True)
-    return {cell: json.loads((directory / cell.file).read_text()) for cell in cells}
+def make(cells: Iterable[Cell], directory: Path) -> dict[Cell, Result]:
+    """Return the result of every cell, from its file or made now."""
+    named = {cell.name: cell for cell in cells}
+    jobs = {name: partial(run_cell, cell) for name, cell in named.items()}
+    return {named[name]: result for name, result in measure(jobs, directory).items()}
 
 
 def best_rate(task: str, length: int, method: str, directories: Sequence[Path]) -> float:
@@ -243,7 +231,7 @@ def best_rate(task: str, length: int, method: str, directories: Sequence[Path]) 
     found: dict[float, float] = {}
     for directory in directories:
         for rate in RATES:
-            file = directory / Cell(task, length, method, 0, rate).file
+            file = directory / f"{Cell(task, length, method, 0, rate).name}.json"
             if file.exists():
                 found.setdefault(rate, json.loads(file.read_text())["bits"])
     return min(found, key=lambda rate: found[rate]) if found else RATES[0]

@@ -176,17 +176,17 @@ JOBS = {"text": "pretrain_lm", "task": "solve_task", "pixels": "pretrain_pixels"
 """The job for each kind of source."""
 
 TINY_TASK: dict[str, Any] = {
-    "model": {"memory_tokens": 2, "cell_depth": 1},
+    "model": {"memory_tokens": 4, "heads": 4, "encoder_depth": 2, "cell_depth": 1},
     "teacher": {
-        "steps": 3000,
-        "global_batch": 64,
-        "learning_rate": 1e-3,
+        "steps": 4000,
+        "global_batch": 16,
+        "learning_rate": 2e-3,
         "validate_every": 500,
-        "validation_batches": 8,
+        "validation_batches": 16,
     },
     "labels": {"fraction": 0.125},
-    "transition": {"train": {"steps": 500, "global_batch": 64, "learning_rate": 1e-3}},
-    "dmt": {"train": {"steps": 2000, "global_batch": 64, "learning_rate": 3e-4}},
+    "transition": {"train": {"steps": 500, "global_batch": 16, "learning_rate": 2e-3}},
+    "dmt": {"train": {"steps": 3000, "global_batch": 16, "learning_rate": 1e-3}},
 }
 """What `tiny` changes for a task."""
 

@@ -1,0 +1,235 @@
+"""The parts of the method against each other, on text, at equal CPU time or equal steps.
+
+python -m benchmarks.method [--quick] [--results DIR] [--scale X]
+
+Which encoder labels faster and teaches more; what each mode of DMT brings; where SMT and BPTT cross
+as sequences grow. Each measurement leaves one JSON file, and a second run makes only the missing
+ones. Prints, last, one line of JSON; `*_bits` are bits per byte of a rollout from the empty memory.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from smt_ray.model.encoder import build_encoder
+
+from benchmarks.budget import Outcome
+from benchmarks.pool import Result, measure
+from benchmarks.smt import (
+    Labelled,
+    Shares,
+    label_drift,
+    rnn_score,
+    teacher_score,
+    train_bptt,
+    train_dmt,
+    train_teacher,
+)
+from benchmarks.text import Text
+from smt_ray.config import EncoderKind, ModelConfig, RunConfig
+from smt_ray.model.rnn import RNN
+from smt_ray.presets import on_text
+
+RESULTS = Path(__file__).parents[1] / "docs" / "results" / "method"
+TOKENS_A_STEP = 1024
+"""Inputs in a step of every method and length."""
+MODES = ("one_step", "sequential", "parallel")
+LABEL_SHAPE = ModelConfig(width=256, memory_tokens=16, heads=8, encoder_depth=8)
+"""The shape at which encoders label, L = 256."""
+LABELLED = 2048
+EVERY = 4.0
+"""CPU seconds between two scores on the way."""
+
+
+def settings(length: int, encoder: EncoderKind = "causal") -> RunConfig:
+    """Return the preset `tiny` for sequences of `length`, with `TOKENS_A_STEP` in every step."""
+    rows = max(1, TOKENS_A_STEP // length)
+    config = on_text("tiny").override("data.sequence_length", length)
+    config = config.update({"model": {"encoder": encoder}, "loss": {"dense": encoder == "causal"}})
+    for stage in ("teacher", "transition.train", "dmt.train"):
+        config = config.override(f"{stage}.global_batch", rows)
+    return config.override("runtime.workers", 1)
+
+
+def label_rate(encoder: EncoderKind, seconds: float) -> Result:
+    """Return the labels a second of an encoder of `LABEL_SHAPE`."""
+    length, rows = 256, 4
+    torch.manual_seed(0)
+    network = build_encoder(replace(LABEL_SHAPE, encoder=encoder), 256).eval()
+    tokens = torch.randint(256, (rows, length))
+    made, began = 0, 0.0
+    with torch.inference_mode():
+        for call in range(1_000_000):
+            if call == 1:  # the first call warms up
+                began = time.process_time()
+            made += network(tokens).shape[:2].numel() if call else 0
+            if made and time.process_time() - began > seconds:
+                break
+    return {"labels_per_s": made / (time.process_time() - began)}
+
+
+def encoders(encoder: EncoderKind, seconds: float) -> Result:
+    """Train the whole chain at L = 128 with one encoder or the other."""
+    config, source = settings(128, encoder), Text(128)
+    trained = train_teacher(config, source, seconds, Shares(), LABELLED // 4)
+    left = seconds - trained.seconds
+    dmt, outcome = train_dmt(config, source, trained, config.dmt, left)
+    return {
+        "bits": rnn_score(dmt.rnn, source.held_out()).bits,
+        "teacher_bits": teacher_score(trained.teacher, source.held_out()).bits,
+        "teacher_steps": trained.stages["teacher"].steps,
+        "labels": trained.stages["labels"].tokens,
+        "seconds": trained.seconds + outcome.seconds,
+    }
+
+
+def smt(length: int, seconds: float, *, modes: Sequence[str] = ("parallel",)) -> Result:
+    """Train SMT within `seconds`; then the other modes of DMT with as many steps each."""
+    config, source = settings(length), Text(length)
+    held = source.held_out()
+    trained = train_teacher(config, source, seconds, Shares(), LABELLED * 128 // length)
+    labels = Labelled(trained.teacher.encoder, held)
+    before, _ = train_dmt(config, source, trained, config.dmt, 0.0)
+    result: Result = {
+        "teacher_bits": teacher_score(trained.teacher, held).bits,
+        "before_dmt": _figures(before.rnn, labels),
+        "seconds_before_dmt": trained.seconds,
+    }
+    left, steps = seconds - trained.seconds, 0
+    for mode in sorted(modes, key=lambda mode: mode != "parallel"):
+        dmt = config.override("dmt.mode", mode).dmt
+        track = Track(labels)
+        limit = {"steps": steps} if steps else {}
+        objective, outcome = train_dmt(
+            config, source, trained, dmt, 8 * left if steps else left, **limit,
+            score=track if len(modes) > 1 else None, every=EVERY,
+        )  # fmt: skip
+        steps = steps or outcome.steps
+        result[mode] = {**_figures(objective.rnn, labels), **_used(outcome)}
+        if len(modes) > 1:
+            result[mode]["track"] = track.points(outcome)
+    return result
+
+
+def bptt(length: int, seconds: float, rate: float, span: int = 0) -> Result:
+    """Train the same cell and readout by unrolling, full or cut every `span` timesteps."""
+    config, source = settings(length), Text(length)
+    optimisation = replace(config.teacher, learning_rate=rate)
+    rnn, outcome = train_bptt(config, source, optimisation, seconds, span=span)
+    return {"bits": rnn_score(rnn, source.held_out()).bits, "rate": rate, **_used(outcome)}
+
+
+class Track:
+    """Bits and drift on the way: what a mode has reached after so many seconds."""
+
+    def __init__(self, labels: Labelled) -> None:
+        """Score against `labels`, a part of them."""
+        self.labels, self.figures = labels.first(64), list[dict[str, float]]()
+
+    def __call__(self, rnn: RNN) -> float:
+        """Score; fewer bits are a higher score."""
+        self.figures.append(_figures(rnn, self.labels))
+        return -self.figures[-1]["bits"]
+
+    def points(self, outcome: Outcome) -> list[dict[str, float]]:
+        """Return the figures with the CPU seconds at which each was taken."""
+        times = [seconds for seconds, _ in outcome.scores]
+        return [{"seconds": t, **f} for t, f in zip(times, self.figures, strict=True)]
+
+
+def speedup(result: Result) -> float | None:
+    """Return the time of `sequential` over that of `parallel` to equal drift AND bits.
+
+    The goal is the weaker of what the two reach at their ends, in each figure; a time is that of
+    the first point at or below it in both. None where one never is at such a point.
+    """
+    tracks = [result[mode]["track"] for mode in ("sequential", "parallel")]
+    goal = {name: max(track[-1][name] for track in tracks) for name in ("bits", "drift")}
+    reached = [
+        next(
+            (p["seconds"] for p in track if all(p[name] <= goal[name] for name in goal)),
+            None,
+        )
+        for track in tracks
+    ]
+    sequential, parallel = reached
+    return sequential / parallel if sequential and parallel else None
+
+
+def _figures(rnn: RNN, labels: Labelled) -> dict[str, float]:
+    return {"bits": rnn_score(rnn, labels.batch).bits, "drift": label_drift(rnn, labels).nmse}
+
+
+def _used(outcome: Outcome) -> dict[str, float]:
+    return {"seconds": outcome.seconds, "steps": outcome.steps, "tokens": outcome.tokens}
+
+
+def jobs(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what is measured, the long ones first."""
+    scale, quick = options.scale, options.quick
+    rates = [2e-3] if quick else [4e-3, 2e-3, 1e-3]
+    lengths = {128: 300.0, 512: 400.0} if quick else {32: 300.0, 128: 300.0, 256: 300.0, 512: 400.0}
+    found: dict[str, Any] = {}
+    for length, seconds in lengths.items():
+        modes = MODES if length in {32, 128} or not quick else ("parallel",)
+        found[f"smt_L{length}"] = partial(smt, length, scale * seconds, modes=modes)
+        for rate in rates:
+            found[f"bptt_L{length}-rate{rate:g}"] = partial(bptt, length, scale * seconds, rate)
+            if length > 128:
+                name = f"bptt_truncated_L{length}-rate{rate:g}"
+                found[name] = partial(bptt, length, scale * seconds, rate, 64)
+    if quick:
+        found["smt_L32"] = partial(smt, 32, scale * 120.0, modes=MODES)
+    for encoder in get_args(EncoderKind):
+        found[f"encoder_{encoder}"] = partial(encoders, encoder, scale * 200.0)
+        found[f"labels_{encoder}"] = partial(label_rate, encoder, scale * 20.0)
+    return found
+
+
+def figures(results: dict[str, Result]) -> dict[str, Any]:
+    """Return the named figures; of several rates of BPTT the best counts."""
+    rate = {name: results[f"labels_{name}"]["labels_per_s"] for name in ("causal", "bidirectional")}
+    found: dict[str, Any] = {
+        "labels_causal_over_bidirectional": rate["causal"] / rate["bidirectional"],
+        "bits_causal": results["encoder_causal"]["bits"],
+        "bits_bidirectional": results["encoder_bidirectional"]["bits"],
+    }
+    for mode in ("before_dmt", *MODES):
+        for name in ("bits", "drift"):
+            found[f"{name}_{mode}"] = results["smt_L128"][mode][name]
+    for name, result in results.items():
+        if name.startswith("smt_"):
+            length = name.removeprefix("smt_")
+            found[f"smt_bits_{length}"] = result["parallel"]["bits"]
+            if "sequential" in result:
+                found[f"dmt_speedup_{length}"] = speedup(result)
+        elif name.startswith("bptt_"):
+            kind, _, length = name.partition("-")[0].rpartition("_")
+            key = f"{kind}_bits_{length}"
+            found[key] = min(found.get(key, result["bits"]), result["bits"])
+    return found
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.method", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="two lengths, one rate, anew")
+    parser.add_argument("--results", type=Path, help="directory of results (docs/results/method)")
+    parser.add_argument("--scale", type=float, default=1.0, help="factor of all CPU seconds")
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory(prefix="smt-ray-method-") as fresh:
+        directory = options.results or (Path(fresh) if options.quick else RESULTS)
+        print(json.dumps(figures(measure(jobs(options), directory))))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,35 @@
+"""Independent measurements, two at a time, each in a process with one torch thread.
+
+Every measurement leaves one JSON file; a second run makes only those that are missing.
+"""
+
+import json
+import multiprocessing
+import sys
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Result = dict[str, Any]
+CONCURRENT = 2
+
+
+def measure(jobs: Mapping[str, Callable[[], Result]], directory: Path) -> dict[str, Result]:
+    """Return the result of every named job, from its file in `directory` or made now.
+
+    Jobs are started in order, and travel to their process by pickle.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    files = {name: directory / f"{name}.json" for name in jobs}
+    missing = {name: job for name, job in jobs.items() if not files[name].exists()}
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(CONCURRENT, context, torch.set_num_threads, (1,)) as pool:
+        futures = {pool.submit(job): name for name, job in missing.items()}
+        for done, future in enumerate(as_completed(futures), start=1):
+            name = futures[future]
+            files[name].write_text(json.dumps(future.result(), indent=1) + "\n")
+            print(f"{done} of {len(missing)}: {name}", file=sys.stderr, flush=True)
+    return {name: json.loads(file.read_text()) for name, file in files.items()}

@@ -112,10 +112,4 @@ def _write_manifest(
     if config.kind == "pixels":
         manifest["image"] = sources.image_shape(config)
     (directory / MANIFEST).write_json(manifest)
-    logger.info(
-        "%s: %d sequences from %d documents, %d bytes",
-        split,
-        sequences,
-        counts["documents"],
-        counts["bytes"],
-    )
+    logger.info("%s: %d sequences of %s", split, sequences, config.source)

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import ray
 import torch
 from jaxtyping import Float
+from torch import Tensor
 
 from smt_ray.config import RunConfig
 from smt_ray.data.export import load_rnn
@@ -84,7 +85,7 @@ def score_run(config: RunConfig, places: dict[str, Location]) -> dict[str, Any]:
         "long_scores": {name: _value(score, kind) for name, score in long.items()},
         "long_curves": {name: _curve(score, kind) for name, score in long.items()},
         "drift": {name: drift.nmse for name, drift in drifts.items()},
-        "drift_curves": {name: drift.curve.tolist() for name, drift in drifts.items()},
+        "drift_curves": {name: _listed(drift.curve) for name, drift in drifts.items()},
         "gradients": _gradients(config, networks, first, device),
         "geometry": _geometry(config, networks, first, device) if kind == "task" else {},
         "sample": _sample(config, places, first, device) if kind == "text" else {},
@@ -98,8 +99,11 @@ def _value(score: Score, kind: str) -> float:
 
 
 def _curve(score: Score, kind: str) -> list[float | None]:
-    """Return the curve for JSON, which knows no NaN."""
-    curve = score.accuracy_curve if kind == "task" else score.curve
+    return _listed(score.accuracy_curve if kind == "task" else score.curve)
+
+
+def _listed(curve: Float[Tensor, " L"]) -> list[float | None]:
+    """Return a curve for JSON, which knows no NaN."""
     return [None if math.isnan(value) else value for value in curve.tolist()]
 
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from smt_ray.evaluation import pictures, plots
 from smt_ray.evaluation.plots import SERIES, Curve, Rows, Values
-from smt_ray.evaluation.table import key_of, measure_of
+from smt_ray.evaluation.table import BITS, key_of, measure_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,12 +109,17 @@ def result_panels(report: Report) -> list[Panel]:
         panels.append(Panel(title, caption, to_svg(figure, f"result-{len(panels)}")))
 
     better = "higher" if measure == "accuracy" else "lower"
+    text = unit == BITS
     if curves := _spread(report.curves):
+        reading = (
+            "a curve that keeps falling makes use of a longer past"
+            if text
+            else "positions differ in how much there is to tell"
+        )
         add(
             f"{unit[0].upper()}{unit[1:]} by position",
-            f"After so many inputs, mean over validation: {better} is better, and a curve that "
-            "keeps getting better makes use of a longer past.",
-            plots.curves_figure(curves, x=_POSITION, y=unit),
+            f"After so many inputs, mean over validation: {better} is better, and {reading}.",
+            plots.curves_figure(curves, x=_POSITION, y=unit, log_x=text),
         )
     if curves := _spread(report.long_curves):
         length = max(map(len, curves.values())) / 4
@@ -123,16 +128,16 @@ def result_panels(report: Report) -> list[Panel]:
             "RNNs on sequences four times as long as those they were trained on, from the empty "
             f"memory ({better} is better): a curve that stays level right of the line runs on as "
             "well as before.",
-            plots.curves_figure(curves, x=_POSITION, y=unit, mark=(length, "trained")),
+            plots.curves_figure(curves, x=_POSITION, y=unit, log_x=text, mark=(length, "trained")),
         )
-    if report.drift:
+    if curves := _spread(report.drift, positive=True):
         add(
             "Drift",
             "Squared distance of the RNN's own memory from the teacher's, over the variance of "
             "the teacher's: 0 is a perfect copy, 1 is as far off as their mean.",
-            plots.curves_figure(report.drift, x=_POSITION, y=_NMSE, log_y=True),
+            plots.curves_figure(curves, x=_POSITION, y=_NMSE, log_x=text, log_y=True),
         )
-    if report.gradients:
+    if curves := _spread(report.gradients, positive=True):
         add(
             "How far gradients reach",
             "Norm of the loss's gradient at the memory of each timestep. Unrolled through an RNN, "
@@ -140,10 +145,9 @@ def result_panels(report: Report) -> list[Panel]:
             "left, and explodes if it rises. The teacher's memories have losses of their own "
             "(Eq. 5), so that no path is longer than another.",
             plots.curves_figure(
-                _positive(report.gradients), x="timestep t", y="||dL/dm|| at t", log_x=False,
-                log_y=True,
+                curves, x="timestep t", y="||dL/dm|| at t", log_x=False, log_y=True
             ),
-        )  # fmt: skip
+        )
     if report.geometry:
         add(
             "Where memories lie",
@@ -212,16 +216,15 @@ def errors_by_age(rows: Rows) -> dict[str, Values]:
     return {"rnn": curve}
 
 
-def _spread(curves: Mapping[str, Curve]) -> dict[str, Values]:
-    """Return the curves as arrays with NaN, without those of fewer than two values."""
+def _spread(curves: Mapping[str, Curve], *, positive: bool = False) -> dict[str, Values]:
+    """Return the curves as arrays with NaN, without those of fewer than two values.
+
+    With `positive`, 0 is no value either: it has no place on a logarithmic axis.
+    """
     arrays = {name: np.asarray(curve, float) for name, curve in curves.items() if name in SERIES}
+    if positive:
+        arrays = {name: np.where(curve > 0, curve, math.nan) for name, curve in arrays.items()}
     return {name: curve for name, curve in arrays.items() if np.isfinite(curve).sum() > 1}
-
-
-def _positive(curves: Mapping[str, Curve]) -> dict[str, Values]:
-    """Return the curves with NaN for 0, which has no place on a logarithmic axis."""
-    arrays = {name: np.asarray(curve, float) for name, curve in curves.items()}
-    return {name: np.where(curve > 0, curve, math.nan) for name, curve in arrays.items()}
 
 
 def to_svg(figure: Figure, name: str) -> Markup:

@@ -125,7 +125,7 @@ def drift_figure(rows: Rows) -> Figure:
                       label=label)  # fmt: skip
     axes.set(xlabel="step", ylabel="NMSE")
     axes.set_ylim(bottom=0)
-    axes.legend(loc="upper right")
+    axes.legend(loc="best")
     return figure
 
 

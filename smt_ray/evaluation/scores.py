@@ -20,6 +20,8 @@ MEMORY = 1 << 25
 """Numbers in the memories of one rollout, at most: it decides how many sequences run at once."""
 NUMBERS = 1 << 22
 """Numbers that a readout reads or writes at once, at most."""
+ALIKE = 1e-6
+"""Share of the mean variance over positions below which labels count as equal."""
 
 
 def rows_at_once(model: ModelConfig, length: int) -> int:
@@ -115,9 +117,9 @@ class Drift:
 
     @property
     def curve(self) -> Tensor:
-        """NMSE by position, (L,)."""
+        """NMSE by position, (L,); NaN where all labels are alike, as after a start symbol."""
         error, variance = self._parts()
-        return error / variance.clamp(min=1e-12)
+        return torch.where(variance > ALIKE * variance.mean(), error / variance, torch.nan)
 
     @property
     def nmse(self) -> float:

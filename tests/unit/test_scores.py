@@ -32,6 +32,15 @@ def test_drift_is_the_error_over_the_variance_of_the_labels():
     np.testing.assert_allclose(drift.nmse, error.sum() / variance.sum(), rtol=1e-9)
 
 
+def test_drift_has_no_value_where_all_labels_are_alike():
+    label = torch.randn(50, L, K, D)
+    label[:, 0] = label[0, 0]
+    drift = Drift()
+    drift.add(label + 0.1, label)
+    assert drift.curve.isnan().tolist() == [True] + [False] * (L - 1)
+    np.testing.assert_allclose(drift.nmse, L / (L - 1) * drift.curve[1:].mean(), rtol=0.1)
+
+
 def test_drift_of_the_labels_is_zero_and_of_their_mean_is_one():
     label = torch.randn(50, L, K, D)
     same, mean = Drift(), Drift()

@@ -159,7 +159,7 @@ def result_panels(report: Report) -> list[Panel]:
     if report.images:
         add(
             "What it draws",
-            "Pixel by pixel, each drawn from the RNN's distribution given the ones before. A "
+            "Pixel by pixel, each drawn given the ones before (at `evaluation.temperature`). A "
             "completion goes on from the first half of an image that was not trained on, and need "
             "not be the truth below it to be a likely one.",
             pictures.images_figure(report.images),

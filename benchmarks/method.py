@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from smt_ray.model.encoder import build_encoder
 
 from benchmarks.budget import Outcome
 from benchmarks.pool import Result, measure
@@ -35,6 +34,7 @@ from benchmarks.smt import (
 )
 from benchmarks.text import Text
 from smt_ray.config import EncoderKind, ModelConfig, RunConfig
+from smt_ray.model.encoder import build_encoder
 from smt_ray.model.rnn import RNN
 from smt_ray.presets import on_text
 

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from benchmarks.smt import Source
 from smt_ray.config import DataConfig
 from smt_ray.data import sources
-from smt_ray.data.packer import WindowPacker
 from smt_ray.data.reader import Batch, Stream
 from smt_ray.data.tokenizers import load_tokenizer
 from smt_ray.objectives.objective import hashed

@@ -5,6 +5,7 @@ Every measurement leaves one JSON file; a second run makes only those that are m
 
 import json
 import multiprocessing
+import os
 import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from smt_ray.distributed.session import WORKER_ENVIRONMENT
 
 Result = dict[str, Any]
 CONCURRENT = 2
@@ -25,6 +28,7 @@ def measure(jobs: Mapping[str, Callable[[], Result]], directory: Path) -> dict[s
     directory.mkdir(parents=True, exist_ok=True)
     files = {name: directory / f"{name}.json" for name in jobs}
     missing = {name: job for name, job in jobs.items() if not files[name].exists()}
+    os.environ.update(WORKER_ENVIRONMENT)  # what training workers have, for the processes below
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(CONCURRENT, context, torch.set_num_threads, (1,)) as pool:
         futures = {pool.submit(job): name for name, job in missing.items()}

@@ -61,7 +61,7 @@ def settings(length: int, encoder: EncoderKind = "causal") -> RunConfig:
 
 def label_rate(encoder: EncoderKind, seconds: float) -> Result:
     """Return the labels a second of an encoder of `LABEL_SHAPE`."""
-    length, rows = 256, 4
+    length, rows = 256, 1
     torch.manual_seed(0)
     network = build_encoder(replace(LABEL_SHAPE, encoder=encoder), 256).eval()
     tokens = torch.randint(256, (rows, length))
@@ -176,7 +176,7 @@ def jobs(options: argparse.Namespace) -> dict[str, Any]:
     """Return what is measured, the long ones first."""
     scale, quick = options.scale, options.quick
     rates = [2e-3] if quick else [4e-3, 2e-3, 1e-3]
-    lengths = {128: 300.0, 512: 400.0} if quick else {32: 300.0, 128: 300.0, 256: 300.0, 512: 400.0}
+    lengths = {128: 240.0, 512: 320.0} if quick else {32: 300.0, 128: 300.0, 256: 300.0, 512: 400.0}
     found: dict[str, Any] = {}
     for length, seconds in lengths.items():
         modes = MODES if length in {32, 128} or not quick else ("parallel",)
@@ -187,9 +187,9 @@ def jobs(options: argparse.Namespace) -> dict[str, Any]:
                 name = f"bptt_truncated_L{length}-rate{rate:g}"
                 found[name] = partial(bptt, length, scale * seconds, rate, 64)
     if quick:
-        found["smt_L32"] = partial(smt, 32, scale * 120.0, modes=MODES)
+        found["smt_L32"] = partial(smt, 32, scale * 90.0, modes=MODES)
     for encoder in get_args(EncoderKind):
-        found[f"encoder_{encoder}"] = partial(encoders, encoder, scale * 200.0)
+        found[f"encoder_{encoder}"] = partial(encoders, encoder, scale * 150.0)
         found[f"labels_{encoder}"] = partial(label_rate, encoder, scale * 20.0)
     return found
 

@@ -44,6 +44,8 @@ class Shares:
     """How the CPU seconds of SMT are divided; what a stage leaves goes to DMT."""
 
     teacher: float = 0.6
+    labels: float = 0.15
+    """At most; the first batch is labelled whatever it takes."""
     transition: float = 0.05
 
 
@@ -100,7 +102,8 @@ def train_teacher(
     outcome = train(teacher, config.teacher, stream, limit, score=scored, enough=enough)
     began = time.process_time()
     fresh = source.training(config.dmt.train.global_batch)
-    labels = label(teacher.encoder, fresh, labelled // config.dmt.train.global_batch)
+    batches = labelled // config.dmt.train.global_batch
+    labels = label(teacher.encoder, fresh, batches, seconds * shares.labels)
     tokens = sum(batch["inputs"].numel() for batch in labels)
     made = Outcome(seconds=time.process_time() - began, tokens=tokens)
     fitted = Transition(config.model, source.vocabulary)
@@ -111,10 +114,16 @@ def train_teacher(
 
 
 @torch.no_grad()
-def label(encoder: Encoder, stream: Stream, batches: int) -> list[Batch]:
-    """Return `batches` batches with their memories in bfloat16, as the label store keeps them."""
-    labelled = []
+def label(encoder: Encoder, stream: Stream, batches: int, seconds: float) -> list[Batch]:
+    """Return batches with their memories in bfloat16, as the label store keeps them.
+
+    It ends after `batches`, or after the first that is ready when the CPU seconds are used.
+    """
+    labelled: list[Batch] = []
+    began = time.process_time()
     for step in range(batches):
+        if labelled and time.process_time() - began > seconds:
+            break
         batch = stream.batch(step)
         memory = [encoder(part) for part in batch["inputs"].split(ENCODED_AT_ONCE)]
         labelled.append({**batch, "memory": torch.cat(memory).bfloat16()})

@@ -35,6 +35,7 @@ def tiny() -> RunConfig:
             memory_tokens=4,
             heads=2,
             encoder_depth=3,
+            trunk_reach=0,  # the teacher would be 0.13 bits better, the RNN 0.03, the gap 0.22
             register_depth=1,
             decoder_depth=1,
             cell_depth=2,
@@ -176,7 +177,13 @@ JOBS = {"text": "pretrain_lm", "task": "solve_task", "pixels": "pretrain_pixels"
 """The job for each kind of source."""
 
 TINY_TASK: dict[str, Any] = {
-    "model": {"memory_tokens": 4, "heads": 4, "encoder_depth": 2, "cell_depth": 1},
+    "model": {
+        "memory_tokens": 4,
+        "heads": 4,
+        "encoder_depth": 2,
+        "trunk_reach": 3,
+        "cell_depth": 1,
+    },
     "teacher": {
         "steps": 4000,
         "global_batch": 16,

@@ -127,7 +127,7 @@ class Recent(nn.Module):
     def __init__(self, width: int, reach: int) -> None:
         """Create the weights of the `reach` positions before."""
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(reach, width) * (2 * max(reach, 1)) ** -0.5)
+        self.weight = nn.Parameter(torch.randn(reach, width) * (2 * reach) ** -0.5)
 
     def forward(self, x: Float[Tensor, "N T D"]) -> Float[Tensor, "N T D"]:
         """Mix; nothing is before the first position."""

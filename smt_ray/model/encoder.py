@@ -102,7 +102,8 @@ class CausalEncoder(nn.Module):
             Block(width, config.heads, config.mlp_ratio) for _ in range(config.encoder_depth)
         )
         self.recent = nn.ModuleList(
-            Recent(width, config.trunk_reach) for _ in range(config.encoder_depth)
+            Recent(width, config.trunk_reach) if config.trunk_reach else nn.Identity()
+            for _ in range(config.encoder_depth)
         )
         self.register = nn.Parameter(torch.randn(config.memory_tokens, width))
         self.project = Linear(width, width) if config.project_registers else None

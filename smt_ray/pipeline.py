@@ -231,6 +231,6 @@ class Stages:
             self._check_tokens()
             result = evaluate(self.config, places)
             (place / "scores.json").write_json(result)
-            return {"bits": result["bits"], "drift": result["drift"]}
+            return {name: result[name] for name in ("unit", "scores", "drift")}
 
         self._make("evaluate", build)

@@ -7,6 +7,7 @@ rows from every lane. Ranks share the lanes, so a rank reads few row groups, and
 rows at any world size. No row is dropped inside an epoch but the last partial global batch.
 """
 
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
@@ -22,14 +23,14 @@ from smt_ray.data.storage import Location
 Batch = dict[str, torch.Tensor]
 
 
-class Stream:
+class Stream(ABC):
     """A source of batches indexed by step, which may keep state between them."""
 
+    @abstractmethod
     def batch(self, step: int) -> Batch:
         """Return this rank's share of global batch `step`."""
-        raise NotImplementedError
 
-    def carry(self, step: int, state: torch.Tensor) -> None:
+    def carry(self, step: int, state: torch.Tensor) -> None:  # noqa: B027  most keep nothing
         """Take back the state that the objective reached on the batch of `step`."""
 
     def state(self) -> Batch:

@@ -7,6 +7,8 @@ micro-batches and ranks that DeepSpeed takes of the gradients equals the mean ov
 of valid targets.
 """
 
+from abc import ABC, abstractmethod
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -18,16 +20,16 @@ IGNORED = -100
 """Target id of a position without a target."""
 
 
-class Objective(nn.Module):
+class Objective(nn.Module, ABC):
     """Base of all objectives."""
 
+    @abstractmethod
     def counts(self, batch: Batch) -> Float[Tensor, " N"]:
         """Return the denominators of this objective's losses for one micro-batch."""
-        raise NotImplementedError
 
+    @abstractmethod
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return `loss`, its parts as `loss/NAME`, and `carry` where the data keeps state."""
-        raise NotImplementedError
 
     def validate(self, batch: Batch) -> dict[str, Tensor]:
         """Return `loss`, the figure by which checkpoints are compared, and further metrics.
@@ -37,8 +39,8 @@ class Objective(nn.Module):
         return self(batch)
 
     def probe(self, batch: Batch) -> dict[str, Tensor]:
-        """Return figures, as `validate` does, about a batch of what the data keeps in flight."""
-        raise NotImplementedError
+        """Return figures, as `validate` does, about a batch of what the data keeps; none here."""
+        return {}
 
 
 def normalisers(objective: Objective, batch: Batch) -> Float[Tensor, " N"]:

@@ -21,4 +21,4 @@ def parse(arguments: Sequence[str]) -> Options:
 
 
 if __name__ == "__main__":
-    sys.exit(run_job(parse, sys.argv[1:]))
+    print(run_job(parse, sys.argv[1:]))

@@ -7,8 +7,8 @@ import contextlib
 import difflib
 import io
 import itertools
+import logging
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
@@ -21,6 +21,7 @@ from smt_ray.data.storage import Location
 from smt_ray.presets import PRESETS
 
 Flags = TypeVar("Flags")
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +106,7 @@ def reported() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        logger.error("error: %s", error)  # to stderr, whether logging is configured or not
         raise SystemExit(2) from None
 
 

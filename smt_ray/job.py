@@ -1,6 +1,6 @@
-"""What the training jobs share: parse, run, print."""
+"""What the training jobs share: parse, run, describe what came out."""
 
-import sys
+import logging
 from collections.abc import Callable, Sequence
 
 from smt_ray.command_line import Options, reported
@@ -11,21 +11,28 @@ from smt_ray.evaluation.table import summary_table
 from smt_ray.pipeline import run
 from smt_ray.planning import plan
 
+STOPPED = 143
+"""Exit status after SIGTERM, as shells have it."""
 
-def run_job(parse: Callable[[Sequence[str]], Options], arguments: Sequence[str]) -> int:
-    """Run what the arguments ask for and print its figures; return the exit status."""
+logger = logging.getLogger(__name__)
+
+
+def run_job(parse: Callable[[Sequence[str]], Options], arguments: Sequence[str]) -> str:
+    """Run what the arguments ask for; return the plan, or the figures and where the results are.
+
+    Raises:
+        SystemExit: with status 2 for a mistake of the user, `STOPPED` after SIGTERM.
+    """
     configure_logging()
     with reported():
         options = parse(arguments)
         if options.plan:
-            print(plan(options.run))  # noqa: T201
-            return 0
+            return plan(options.run)
         try:
             summary = run(options.run, overwrite=options.overwrite)
         except Stopped as stopped:
-            print(f"{stopped}; the same command goes on from there", file=sys.stderr)  # noqa: T201
-            return 143
+            logger.warning("%s; the same command goes on from there", stopped)
+            raise SystemExit(STOPPED) from None
     directory = Location.of(options.run.storage) / options.run.name
     places = f"report: {directory / 'report.html'}\nmodel:  {directory / 'rnn'}"
-    print(f"{summary_table(summary)}\n{places}")  # noqa: T201
-    return 0
+    return f"{summary_table(summary)}\n{places}"

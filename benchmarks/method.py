@@ -152,6 +152,8 @@ def speedup(result: Result) -> float | None:
     the first point at or below it in both. None where one never is at such a point.
     """
     tracks = [result[mode]["track"] for mode in ("sequential", "parallel")]
+    if not all(tracks):  # trained for less than EVERY
+        return None
     goal = {name: max(track[-1][name] for track in tracks) for name in ("bits", "drift")}
     reached = [
         next(

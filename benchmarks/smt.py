@@ -10,12 +10,14 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from benchmarks.budget import Outcome, train
 from smt_ray.config import BpttConfig, DmtConfig, RunConfig, TrainConfig
 from smt_ray.data.reader import Batch, Stream
 from smt_ray.data.windows import Windows
-from smt_ray.evaluation.scores import Drift, Score
+from smt_ray.evaluation.scores import Drift, Score, compare, score_rollouts
 from smt_ray.model.encoder import Encoder
 from smt_ray.model.rnn import RNN
 from smt_ray.objectives.bptt import Bptt
@@ -23,6 +25,7 @@ from smt_ray.objectives.dmt import Dmt
 from smt_ray.objectives.teacher import Teacher
 from smt_ray.objectives.transition import Transition
 
+CPU = torch.device("cpu")
 ENCODED_AT_ONCE = 64
 """Sequences whose memories are made at once."""
 
@@ -113,7 +116,6 @@ def train_teacher(
     return Trained(teacher, labels, fitted, {"teacher": outcome, "labels": made, "transition": fit})
 
 
-@torch.no_grad()
 def label(encoder: Encoder, stream: Stream, batches: int, seconds: float) -> list[Batch]:
     """Return batches with their memories in bfloat16, as the label store keeps them.
 
@@ -125,9 +127,14 @@ def label(encoder: Encoder, stream: Stream, batches: int, seconds: float) -> lis
         if labelled and time.process_time() - began > seconds:
             break
         batch = stream.batch(step)
-        memory = [encoder(part) for part in batch["inputs"].split(ENCODED_AT_ONCE)]
-        labelled.append({**batch, "memory": torch.cat(memory).bfloat16()})
+        labelled.append({**batch, "memory": encode(encoder, batch).bfloat16()})
     return labelled
+
+
+@torch.no_grad()
+def encode(encoder: Encoder, batch: Batch) -> Float[Tensor, "B L K D"]:
+    """Return the memories of a batch, made a part at a time."""
+    return torch.cat([encoder(part) for part in batch["inputs"].split(ENCODED_AT_ONCE)])
 
 
 def train_dmt(
@@ -172,14 +179,11 @@ def train_bptt(
     span: int = 0,
     enough: float = float("inf"),
     score: Callable[[RNN], float] | None = None,
-    start: RNN | None = None,
 ) -> tuple[RNN, Outcome]:
-    """Train an RNN by unrolling it; with `span`, truncated; with `start`, from its weights."""
+    """Train an RNN by unrolling it; with `span`, truncated."""
     mode = BpttConfig(mode="truncated", span=span) if span else BpttConfig()
     torch.manual_seed(optimisation.seed)
     objective = Bptt(config.model, mode, source.vocabulary)
-    if start is not None:
-        objective.rnn.load_state_dict(copy.deepcopy(start.state_dict()))
     stream = source.training(optimisation.global_batch)
     outcome = train(
         objective,
@@ -192,22 +196,15 @@ def train_bptt(
     return objective.rnn, outcome
 
 
-@torch.no_grad()
 def teacher_score(teacher: Teacher, held: Batch) -> Score:
     """Score the encoder's memories through the decoder's first target."""
-    score = Score()
-    for part in parts(held):
-        score.add(teacher.encoder(part["inputs"]), teacher.decoder, part["targets"])
-    return score
+    readouts = {"teacher": teacher.decoder}
+    return compare(teacher.encoder, readouts, {}, parts(held), CPU)[0]["teacher"]
 
 
-@torch.no_grad()
 def rnn_score(rnn: RNN, held: Batch) -> Score:
     """Score a rollout from the empty memory."""
-    score = Score()
-    for part in parts(held):
-        score.add(rnn.rollout(part["inputs"]), rnn.readout, part["targets"])
-    return score
+    return score_rollouts({"rnn": rnn}, parts(held), CPU)["rnn"]
 
 
 @torch.no_grad()
@@ -224,9 +221,7 @@ class Labelled:
 
     def __init__(self, encoder: Encoder, held: Batch) -> None:
         """Encode them."""
-        with torch.no_grad():
-            memory = [encoder(part) for part in held["inputs"].split(ENCODED_AT_ONCE)]
-        self.batch: Batch = {**held, "memory": torch.cat(memory)}
+        self.batch: Batch = {**held, "memory": encode(encoder, held)}
 
     def first(self, rows: int) -> "Labelled":
         """Return the first `rows` of them."""

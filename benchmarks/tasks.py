@@ -3,8 +3,8 @@
 python -m benchmarks.tasks [--quick] [--cells DIR] [--tasks NAME ...] [--lengths L ...] [--seeds N]
 
 A cell is one method on one task, length and seed; it leaves one JSON file, and a second run makes
-only the cells that are missing.
-Prints, last, one line of JSON: the held-out accuracy of the RNN from the empty memory.
+only the cells that are missing. Prints, last, one line of JSON:
+the held-out accuracy of the RNN from the empty memory.
 """
 
 import argparse
@@ -40,7 +40,7 @@ from smt_ray.presets import on_task
 from smt_ray.tasks import TASKS
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "tasks"
-"""Cells that were measured; they hold the best rate of BPTT for each task and length."""
+"""Where the cells of the full table are kept; `--quick` takes the best rate of BPTT from them."""
 SOLVED = 0.95
 ENOUGH = 0.999
 """Score that ends a training early, twice in a row."""

@@ -2,24 +2,22 @@
 
 import shlex
 from collections.abc import Mapping
-from importlib.resources import files
 from typing import Any
 
-import jinja2
 import yaml
 
 from smt_ray.data.storage import Location
+from smt_ray.evaluation.page import render
 from smt_ray.evaluation.panels import Report, result_panels, scores_bars, training_panels
 from smt_ray.evaluation.table import duration, entries, key_of, measure_of, written
 
 
 def write_report(directory: Location, report: Report) -> None:
     """Write `report.html` into the run's directory, which also holds the exported model, `rnn/`."""
-    template = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    ).from_string(files("smt_ray.evaluation").joinpath("report.html.j2").read_text("utf-8"))
     summary = {key: value for key, value in report.summary.items() if value is not None}
-    page = template.render(
+    page = render(
+        "report",
+        title=summary["name"],
         report=report,
         summary=summary,
         entries=entries(summary),

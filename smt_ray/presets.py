@@ -178,12 +178,13 @@ JOBS = {"text": "pretrain_lm", "task": "solve_task", "pixels": "pretrain_pixels"
 
 TINY_TASK: dict[str, Any] = {
     "model": {
-        "memory_tokens": 4,
-        "heads": 4,
+        "memory_tokens": 2,  # with 4 the teacher finds what to remember much later: docs/log.md
         "encoder_depth": 2,
         "trunk_reach": 3,
+        "register_depth": 2,
         "cell_depth": 1,
     },
+    "loss": {"timesteps": 2},
     "teacher": {
         "steps": 4000,
         "global_batch": 16,
@@ -256,13 +257,12 @@ def _on(
     preset: str, name: str, data: DataConfig, horizon: int, changes: dict[str, Any]
 ) -> RunConfig:
     """Return a preset's run on other data, under a name that says which."""
-    base, length = PRESETS[preset](), data.sequence_length
+    base, length = PRESETS[preset]().update(changes), data.sequence_length
     loss = {
         "horizon": min(horizon, length),
         "timesteps": min(base.loss.timesteps, length),
     }
-    fields = {"name": f"{name}-{preset}", "data": asdict(data), "loss": loss}
-    return base.update(changes).update(fields)
+    return base.update({"name": f"{name}-{preset}", "data": asdict(data), "loss": loss})
 
 
 def _require_kind(source: str, kind: str) -> None:

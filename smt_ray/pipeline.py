@@ -9,11 +9,12 @@ import yaml
 
 from smt_ray.config import RunConfig
 from smt_ray.data import sources
-from smt_ray.data.artifacts import MANIFEST, Artifact, fingerprint, make
+from smt_ray.data.artifacts import MANIFEST, Artifact, make, place_of
 from smt_ray.data.export import save_rnn
 from smt_ray.data.shards import open_shards
 from smt_ray.data.storage import Location
 from smt_ray.data.tokenizers import load_tokenizer
+from smt_ray.distributed.claims import claimed
 from smt_ray.distributed.evaluate import evaluate
 from smt_ray.distributed.labels import write_labels
 from smt_ray.distributed.loop import Program
@@ -36,7 +37,7 @@ from smt_ray.model.cells import cell_class
 from smt_ray.model.rnn import RNN
 from smt_ray.planning import label_bytes_to_write
 from smt_ray.run_directory import check_same_run, write_run
-from smt_ray.stages import settings, upstream
+from smt_ray.stages import fingerprints, settings, upstream
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,8 @@ def run(config: RunConfig, *, overwrite: bool = False) -> dict[str, Any]:
     directory = storage / config.name
     check_same_run(config, directory, overwrite)
     sources.check(config.data)
-    cell_class(config.model.cell)  # a user's class that is not there is refused now
+    for model in (config.model, config.rnn_model):
+        cell_class(model.cell)  # a user's class that is not there is refused now
     stages = Stages(config, storage)
     missing = stages.unfinished()
     check_storage(storage, label_bytes_to_write(config, missing.get("labels")))
@@ -85,17 +87,13 @@ class Stages:
 
     def unfinished(self) -> dict[str, Location]:
         """Return the stages that are still to be made, and their places."""
-        planned: dict[str, Artifact] = {}
-        for stage, names in self.upstream.items():
-            mark = fingerprint(stage, self.settings[stage], [planned[name] for name in names])
-            place = self.storage / "artifacts" / f"{stage}-{mark}"
-            planned[stage] = Artifact(stage, mark, place, {}, reused=False, resumed=False)
-        places = {stage: artifact.location for stage, artifact in planned.items()}
+        marks = fingerprints(self.config)
+        places = {stage: place_of(self.storage, stage, mark) for stage, mark in marks.items()}
         return {stage: p for stage, p in places.items() if not (p / MANIFEST).exists()}
 
     def _make(self, stage: str, build: Callable[[Location, str], dict[str, Any]]) -> Artifact:
         inputs = [self.made[name] for name in self.upstream[stage]]
-        artifact = make(self.storage, stage, self.settings[stage], inputs, build)
+        artifact = make(self.storage, stage, self.settings[stage], inputs, build, claimed)
         took = duration(artifact.manifest["seconds"])
         state = "finished" if artifact.resumed else "made"
         state = "found" if artifact.reused else f"{state} in {took}"
@@ -216,7 +214,7 @@ class Stages:
         trained = self.made[self.upstream["export"][0]].location
 
         def build(place: Location, mark: str) -> dict[str, Any]:
-            rnn = RNN(self.config.model, self.vocabulary)
+            rnn = RNN(self.config.rnn_model, self.vocabulary)
             rnn.load_state_dict(load_weights(trained, "rnn."))
             save_rnn(rnn, place, load_tokenizer(self.made["tokens"].location))
             return {}

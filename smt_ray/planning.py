@@ -15,7 +15,7 @@ def parameters(config: RunConfig, vocabulary: int) -> dict[str, int]:
     """Return the numbers of weights of the teacher, its encoder, and the RNN."""
     with torch.device("meta"):
         teacher = Teacher(config.model, config.loss, vocabulary, 0)
-        rnn = RNN(config.model, vocabulary)
+        rnn = RNN(config.rnn_model, vocabulary)
     modules = {"teacher": teacher, "encoder": teacher.encoder, "rnn": rnn}
     return {name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()}
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from smt_ray.config import RunConfig
 from smt_ray.data import sources
+from smt_ray.data.artifacts import fingerprint
 
 
 def upstream(config: RunConfig) -> dict[str, tuple[str, ...]]:
@@ -32,10 +33,26 @@ def settings(config: RunConfig) -> dict[str, dict[str, Any]]:
         "tokens": asdict(config.data) | {"content": sources.identity(config.data)},
         "teacher": {name: asdict(getattr(config, name)) for name in ("model", "loss", "teacher")},
         "labels": asdict(config.labels),
-        "transition": asdict(config.transition),
+        "transition": asdict(config.transition) | _rnn(config),
         "dmt": asdict(config.dmt),
         "finetune": asdict(config.finetune),
-        "bptt": {name: asdict(getattr(config, name)) for name in ("model", "bptt")},
+        "bptt": {"model": asdict(config.rnn_model), "bptt": asdict(config.bptt)},
         "export": {},
         "evaluate": asdict(config.evaluation),
     }
+
+
+def _rnn(config: RunConfig) -> dict[str, Any]:
+    """Return what a run's transition settings come to, whether they name the cell or leave it."""
+    model = config.rnn_model
+    cell = {name: getattr(model, name) for name in ("cell", "cell_depth", "write_gate")}
+    return cell | {"warm_start": config.warm_start}
+
+
+def fingerprints(config: RunConfig) -> dict[str, str]:
+    """Return the fingerprint of every stage's artifact, which need not be there yet."""
+    marks: dict[str, str] = {}
+    own = settings(config)
+    for stage, names in upstream(config).items():
+        marks[stage] = fingerprint(stage, own[stage], [marks[name] for name in names])
+    return marks

@@ -48,18 +48,26 @@ class ModelConfig:
         names = ("width", "memory_tokens", "heads", "encoder_depth", "register_depth")
         at_least(0, "model", self, "trunk_reach")
         at_least(1, "model", self, *names, "decoder_depth", "cell_depth", "mlp_ratio")
-        module, colon, name = self.cell.partition(":")
-        own = bool(colon) and all(part.isidentifier() for part in (*module.split("."), name))
-        known = self.cell in CELLS or own
-        rule = f"must be one of {', '.join(CELLS)}, or module:Class"
-        require(known, "model.cell", repr(self.cell), rule)
+        check_cell("model", self.cell, self.write_gate)
         rule = "must be even for model.cell=lstm, which keeps h and c in a half each"
         even = self.cell != "lstm" or self.memory_tokens % 2 == 0
         require(even, "model.memory-tokens", self.memory_tokens, rule)
-        rule = f"model.cell={self.cell} has no gate; it needs model.cell=transformer"
-        gated = not self.write_gate or self.cell == "transformer" or own
-        require(gated, "model.write-gate", self.write_gate, rule)
         rule = f"must divide model.width={self.width}"
         require(self.width % self.heads == 0, "model.heads", self.heads, rule)
         rule = f"model.width / model.heads must be even (rotary positions), width={self.width}"
         require(self.width // self.heads % 2 == 0, "model.heads", self.heads, rule)
+
+
+def check_cell(prefix: str, cell: str, write_gate: bool) -> None:
+    """Check the kind of a cell, and that it has a gate where one is asked for.
+
+    Raises:
+        ValueError: naming the field at fault below `prefix`.
+    """
+    module, colon, name = cell.partition(":")
+    own = bool(colon) and all(part.isidentifier() for part in (*module.split("."), name))
+    rule = f"must be one of {', '.join(CELLS)}, or module:Class"
+    require(cell in CELLS or own, f"{prefix}.cell", repr(cell), rule)
+    rule = f"{prefix}.cell={cell} has no gate; it needs {prefix}.cell=transformer"
+    gated = not write_gate or cell == "transformer" or own
+    require(gated, f"{prefix}.write-gate", write_gate, rule)

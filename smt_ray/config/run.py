@@ -1,7 +1,7 @@
 """One run: every configuration in one, and what must agree between them."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from smt_ray.config.build import build, merge
@@ -99,6 +99,7 @@ class RunConfig:
             getattr(self, name).check(name)
         rule = "has an unnormalised state, which labels cannot teach; benchmarks train it by BPTT"
         require(self.model.cell != "lstm", "model.cell", self.model.cell, rule)
+        require(self.transition.cell != "lstm", "transition.cell", self.transition.cell, rule)
         causal = self.model.encoder == "causal"
         rule = (
             "needs model.encoder=causal, which makes all memories in one pass; give --no-loss.dense"
@@ -116,6 +117,22 @@ class RunConfig:
                 self.runtime.workers,
                 rule,
             )
+
+    @property
+    def rnn_model(self) -> ModelConfig:
+        """Shapes of the RNN: the teacher's, with the cell that `transition` gives it."""
+        own, model = self.transition, self.model
+        return replace(
+            model,
+            cell=own.cell or model.cell,
+            cell_depth=own.cell_depth or model.cell_depth,
+            write_gate=own.write_gate if own.cell else model.write_gate,
+        )
+
+    @property
+    def warm_start(self) -> bool:
+        """Whether the RNN's cell begins as the teacher's: where it is asked for, and the same."""
+        return self.transition.warm_start and self.rnn_model == self.model
 
     def stages(self) -> dict[str, TrainConfig]:
         """Return the trained stages by dotted name, in order."""

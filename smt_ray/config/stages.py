@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from smt_ray.config.checks import at_least, require
+from smt_ray.config.model import check_cell
 from smt_ray.config.train import Precision, TrainConfig
 
 
@@ -60,7 +61,24 @@ class TransitionConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     """Optimisation."""
     warm_start: bool = True
-    """Begin with the teacher's cell; otherwise with fresh weights."""
+    """Begin with the teacher's cell; otherwise, or if the RNN has another cell, with fresh
+    weights."""
+    cell: str = ""
+    """Kind of the RNN's cell, as `model.cell`; empty: the teacher's. RNNs of other cells can so be
+    fitted to the labels of one teacher."""
+    cell_depth: int = 0
+    """Blocks of the RNN's cell; 0: as many as the teacher's."""
+    write_gate: bool = False
+    """Give the kind of cell that `cell` names a write gate (`transformer`)."""
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        at_least(0, "transition", self, "cell_depth")
+        named = bool(self.cell) or not self.write_gate
+        rule = "is a gate of the kind that transition.cell names; give it, or model.write-gate"
+        require(named, "transition.write-gate", self.write_gate, rule)
+        if self.cell:
+            check_cell("transition", self.cell, self.write_gate)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,6 +9,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,15 +36,20 @@ class Artifact:
         return self.manifest["figures"]
 
 
-def fingerprint(stage: str, settings: dict[str, Any], upstream: Sequence[Artifact]) -> str:
-    """Hash what decides a stage's result: its settings and its inputs."""
+def fingerprint(stage: str, settings: dict[str, Any], upstream: Sequence[str]) -> str:
+    """Hash what decides a stage's result: its settings and the fingerprints of its inputs."""
     parts = {
         "format": FORMAT,
         "stage": stage,
         "settings": settings,
-        "upstream": [artifact.fingerprint for artifact in upstream],
+        "upstream": list(upstream),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def place_of(storage: Location, stage: str, mark: str) -> Location:
+    """Return where the artifact of a stage and fingerprint lies."""
+    return storage / "artifacts" / f"{stage}-{mark}"
 
 
 def make(
@@ -52,6 +58,7 @@ def make(
     settings: dict[str, Any],
     upstream: Sequence[Artifact],
     build: Callable[[Location, str], dict[str, Any]],
+    claim: Callable[[str], AbstractContextManager[None]],
 ) -> Artifact:
     """Return the stage's artifact: the finished one if it is there, else built or gone on with.
 
@@ -62,12 +69,25 @@ def make(
         upstream: the artifacts it is made from.
         build: given the artifact's place and fingerprint, writes its files and returns its figures;
             called again on an unfinished place, it goes on.
+        claim: given the place's name, a context that only one who makes it is in at a time.
     """
-    mark = fingerprint(stage, settings, upstream)
-    place = storage / "artifacts" / f"{stage}-{mark}"
-    manifest_file = place / MANIFEST
-    if manifest_file.exists():
-        return Artifact(stage, mark, place, manifest_file.read_json(), True, False)
+    mark = fingerprint(stage, settings, [artifact.fingerprint for artifact in upstream])
+    place = place_of(storage, stage, mark)
+    if not (place / MANIFEST).exists():
+        with claim(place.name):
+            if not (place / MANIFEST).exists():  # nobody made it while this one waited
+                return _build(place, stage, settings, upstream, build)
+    return Artifact(stage, mark, place, (place / MANIFEST).read_json(), True, False)
+
+
+def _build(
+    place: Location,
+    stage: str,
+    settings: dict[str, Any],
+    upstream: Sequence[Artifact],
+    build: Callable[[Location, str], dict[str, Any]],
+) -> Artifact:
+    mark = place.name.removeprefix(f"{stage}-")
     resumed = place.exists()
     place.make_dir()
     start = time.monotonic()
@@ -80,5 +100,5 @@ def make(
         "seconds": round(time.monotonic() - start, 3),
         "figures": figures,
     }
-    manifest_file.write_json(manifest)
+    (place / MANIFEST).write_json(manifest)
     return Artifact(stage, mark, place, manifest, False, resumed)

@@ -32,18 +32,18 @@ def load_networks(
     config: RunConfig, places: dict[str, Location], vocabulary: int, device: torch.device
 ) -> Networks:
     """Load the networks of every stage in `places`, in evaluation mode."""
-    model = config.model
+    model, rnn_model = config.model, config.rnn_model
 
     def load(module: Network, weights: dict[str, Tensor]) -> Network:
         module.load_state_dict(weights)
         return module.to(device).eval()
 
     def rnn(weights: dict[str, Tensor]) -> RNN:
-        return load(RNN(model, vocabulary), weights)
+        return load(RNN(rnn_model, vocabulary), weights)
 
     teacher, dmt = places["teacher"], places["dmt"]
     decoder = load(Decoder(model, vocabulary), load_weights(teacher, "decoder."))
-    before = RNN(model, vocabulary)
+    before = RNN(rnn_model, vocabulary)
     load(before.cell, load_weights(places["transition"], "cell."))
     before.readout = decoder
     rnns = {"rnn_before_dmt": before.to(device).eval()}

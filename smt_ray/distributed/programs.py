@@ -112,7 +112,7 @@ class BpttProgram(_OnTokens):
     def objective(self) -> Objective:
         """Build the RNN: that of the artifact `start`, or a fresh one."""
         torch.manual_seed(self.train.seed)
-        objective = Bptt(self.config.model, self._settings, self.vocabulary)
+        objective = Bptt(self.config.rnn_model, self._settings, self.vocabulary)
         if self.start:
             objective.rnn.load_state_dict(load_weights(self.start, "rnn."))
         return objective
@@ -134,8 +134,8 @@ class TransitionProgram(_OnLabels):
     def objective(self) -> Objective:
         """Build the cell: the teacher's, or a fresh one."""
         torch.manual_seed(self.train.seed)
-        objective = Transition(self.config.model, self.vocabulary)
-        if self.config.transition.warm_start:
+        objective = Transition(self.config.rnn_model, self.vocabulary)
+        if self.config.warm_start:
             objective.cell.load_state_dict(load_weights(self.teacher, "cell."))
         return objective
 
@@ -156,7 +156,7 @@ class DmtProgram(_OnLabels):
 
     def objective(self) -> Objective:
         """Build the RNN from the fitted cell and the teacher's decoder."""
-        objective = Dmt(self.config.model, self.config.dmt, self.vocabulary)
+        objective = Dmt(self.config.rnn_model, self.config.dmt, self.vocabulary)
         objective.rnn.cell.load_state_dict(load_weights(self.transition, "cell."))
         readout = load_weights(self.teacher, "decoder.")
         objective.rnn.readout.load_state_dict(readout)

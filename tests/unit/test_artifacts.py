@@ -1,11 +1,19 @@
 """Artifacts: made once, found again, gone on with, and told apart by everything they depend on."""
 
+from contextlib import contextmanager, nullcontext
+
 import pytest
 
-from smt_ray.data.artifacts import MANIFEST, fingerprint, make
+from smt_ray.data.artifacts import MANIFEST, fingerprint
+from smt_ray.data.artifacts import make as make_claimed
 from smt_ray.data.storage import Location
 
 SETTINGS = {"steps": 3, "rate": 0.1, "model": {"width": 64}}
+
+
+def make(storage, stage, settings, upstream, build):
+    """Make an artifact that nobody else makes."""
+    return make_claimed(storage, stage, settings, upstream, build, lambda name: nullcontext())
 
 
 class Interrupted(Exception):
@@ -55,22 +63,37 @@ def test_the_manifest_is_written_last(storage):
     assert (make(storage, "tokens", SETTINGS, [], look).location / MANIFEST).exists()
 
 
-def test_every_setting_stage_and_upstream_changes_the_fingerprint(storage):
-    one = make(storage, "tokens", {"seed": 1}, [], build)
-    two = make(storage, "tokens", {"seed": 2}, [], build)
+def test_every_setting_stage_and_upstream_changes_the_fingerprint():
     marks = [
-        fingerprint("teacher", SETTINGS, [one]),
-        fingerprint("labels", SETTINGS, [one]),
-        fingerprint("teacher", SETTINGS | {"steps": 4}, [one]),
-        fingerprint("teacher", SETTINGS | {"model": {"width": 32}}, [one]),
-        fingerprint("teacher", {"steps": 3}, [one]),
-        fingerprint("teacher", SETTINGS, [two]),
-        fingerprint("teacher", SETTINGS, [one, two]),
-        fingerprint("teacher", SETTINGS, [two, one]),
+        fingerprint("teacher", SETTINGS, ["one"]),
+        fingerprint("labels", SETTINGS, ["one"]),
+        fingerprint("teacher", SETTINGS | {"steps": 4}, ["one"]),
+        fingerprint("teacher", SETTINGS | {"model": {"width": 32}}, ["one"]),
+        fingerprint("teacher", {"steps": 3}, ["one"]),
+        fingerprint("teacher", SETTINGS, ["two"]),
+        fingerprint("teacher", SETTINGS, ["one", "two"]),
+        fingerprint("teacher", SETTINGS, ["two", "one"]),
         fingerprint("teacher", SETTINGS, []),
     ]
     assert len(set(marks)) == len(marks)
-    assert fingerprint("teacher", dict(reversed(SETTINGS.items())), [one]) == marks[0]
+    assert fingerprint("teacher", dict(reversed(SETTINGS.items())), ["one"]) == marks[0]
+
+
+def test_what_another_makes_during_the_wait_for_the_claim_is_found(storage):
+    made = []
+
+    @contextmanager
+    def claim(name):
+        made.append(make(storage, "tokens", SETTINGS, [], build))
+        assert made[0].location.name == name
+        yield
+
+    found = make_claimed(storage, "tokens", SETTINGS, [], interrupted, claim)
+    assert found.reused
+    assert found.manifest == made[0].manifest
+    again = make_claimed(storage, "tokens", SETTINGS, [], interrupted, claim)
+    assert again.manifest == found.manifest
+    assert len(made) == 1  # what is finished is not claimed
 
 
 def test_a_change_upstream_makes_all_below_it_anew(storage):

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from smt_ray.config import RunConfig, TrainConfig, leaves
+from smt_ray.config import ModelConfig, RunConfig, TrainConfig, leaves
 
 CHANGED = {
     "name": "first",
@@ -151,6 +151,24 @@ def test_an_unknown_field_of_a_dictionary_names_the_nearest():
         ("name", "a/b", "name='a/b': must be a plain directory name, not `artifacts`"),
         ("name", "..", "name='..': must be a plain directory name, not `artifacts`"),
         ("name", "artifacts", "name='artifacts': must be a plain directory name, not `artifacts`"),
+        ("transition.cell-depth", -1, "transition.cell-depth=-1: must be >= 0"),
+        (
+            "transition.cell",
+            "rwkv",
+            "transition.cell='rwkv': must be one of transformer, mlp, gru, lstm, or module:Class",
+        ),
+        (
+            "transition.cell",
+            "lstm",
+            "transition.cell=lstm: has an unnormalised state, which labels cannot teach; "
+            "benchmarks train it by BPTT",
+        ),
+        (
+            "transition.write-gate",
+            True,
+            "transition.write-gate=True: is a gate of the kind that transition.cell names; give "
+            "it, or model.write-gate",
+        ),
         # Its agreement with other fields.
         ("model.heads", 3, "model.heads=3: must divide model.width=64"),
         (
@@ -176,3 +194,23 @@ def test_a_bad_value_is_refused_in_one_line(key, value, message):
 def test_a_section_must_be_a_mapping():
     with _refused("model=3: must be a mapping of fields"):
         RunConfig.from_dict({"model": 3})
+
+
+def test_the_rnn_has_the_teachers_cell_or_its_own():
+    run = RunConfig().update({"model": {"cell_depth": 3, "write_gate": True}})
+    assert run.rnn_model == run.model
+    assert run.warm_start
+    assert not run.override("transition.warm-start", False).warm_start
+    own = run.override("transition.cell", "gru")
+    assert own.rnn_model == ModelConfig(cell="gru", cell_depth=3)
+    assert own.model == run.model
+    assert not own.warm_start
+    gated = own.update({"transition": {"cell": "transformer", "write_gate": True}})
+    assert gated.rnn_model == run.model
+    assert gated.warm_start
+    assert run.override("transition.cell-depth", 1).rnn_model.cell_depth == 1
+    with _refused(
+        "transition.write-gate=True: transition.cell=mlp has no gate; it needs "
+        "transition.cell=transformer"
+    ):
+        gated.override("transition.cell", "mlp")

@@ -8,9 +8,10 @@ from smt_ray.config import DataConfig, DmtConfig, LossConfig, RunConfig, TrainCo
 from smt_ray.data.reader import Reader
 from smt_ray.data.storage import Location
 from smt_ray.data.windows import Windows
-from smt_ray.distributed.programs import BpttProgram, DmtProgram
+from smt_ray.distributed.programs import BpttProgram, DmtProgram, TransitionProgram
 from smt_ray.objectives.bptt import Bptt
 from smt_ray.objectives.dmt import Dmt
+from smt_ray.objectives.teacher import Teacher
 from tests.samples import MODEL, VOCABULARY, random_weights, rows, write
 
 L = 8
@@ -52,3 +53,19 @@ def test_only_parallel_dmt_keeps_windows(tmp_path, mode):
     stream = program.stream(0, 1, [])
     assert isinstance(stream, Windows if mode == "parallel" else Reader)
     assert (stream.probe() is not None) == (mode == "parallel")
+
+
+def test_the_rnns_cell_begins_as_the_teachers_or_as_its_own_from_fresh_weights(tmp_path):
+    run, place = config(), Location.of(tmp_path)
+    teacher = random_weights(Teacher(run.model, run.loss, VOCABULARY, 0))
+    save_file(teacher.state_dict(), tmp_path / "model.safetensors")
+
+    def cell(run):
+        return TransitionProgram(run, place, {}, place, VOCABULARY).objective().state_dict()
+
+    warm, expected = cell(run), teacher.cell.state_dict()
+    assert all(torch.equal(warm[f"cell.{name}"], expected[name]) for name in expected)
+    fresh = cell(run.override("transition.cell", "gru"))
+    assert {"cell.gru.weight_hh"} <= fresh.keys() != warm.keys()
+    deeper = cell(run.override("transition.cell-depth", run.model.cell_depth + 1))
+    assert deeper.keys() > warm.keys()

@@ -3,7 +3,7 @@
 import pytest
 
 from smt_ray.config import RunConfig
-from smt_ray.stages import settings, upstream
+from smt_ray.stages import fingerprints, settings, upstream
 
 PLAIN = ["tokens", "teacher", "labels", "transition", "dmt", "export", "evaluate"]
 
@@ -42,3 +42,19 @@ def test_the_baseline_depends_on_tokens_shapes_and_its_own_settings_alone():
     other = run.override("loss.dynamics", 0.5).override("dmt.visits", 3.0)
     assert settings(other)["bptt"] == settings(run)["bptt"]
     assert settings(run.override("bptt.mode", "truncated"))["bptt"] != settings(run)["bptt"]
+
+
+def test_the_rnns_own_cell_leaves_teacher_and_labels_as_they_are():
+    run = config("bptt")
+    marks = fingerprints(run)
+    assert list(marks) == list(upstream(run))
+    other = fingerprints(run.override("transition.cell", "gru"))
+    same = {stage for stage in marks if marks[stage] == other[stage]}
+    assert same == {"tokens", "teacher", "labels"}
+    deeper = fingerprints(run.override("transition.cell-depth", 2))
+    assert {stage for stage in marks if marks[stage] == deeper[stage]} == same
+    named = run.override("transition.cell", run.model.cell)
+    named = named.override("transition.cell-depth", run.model.cell_depth)
+    assert fingerprints(named) == marks
+    own = fingerprints(run.override("model.cell-depth", 2))
+    assert {stage for stage in marks if marks[stage] == own[stage]} == {"tokens"}

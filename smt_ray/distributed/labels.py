@@ -114,32 +114,33 @@ class Labeller:
         self, spec: EncoderSpec, runtime: RuntimeConfig, schema: pa.Schema, meter: Any
     ) -> None:
         """Start the gang."""
-        name = f"gang-{ray.get_runtime_context().get_actor_id()}"
-        meter.join.remote(name)
-        self.gang = Gang(spec, runtime, name)
+        self.name = f"gang-{ray.get_runtime_context().get_actor_id()}"
+        meter.join.remote(self.name)
+        self.gang = Gang(spec, runtime, self.name)
         self.schema, self.meter = schema, meter
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Return the label rows of a batch of token rows."""
-        self.meter.begin.remote()
+        self.meter.begin.remote(self.name)
         tokens = batch["tokens"].combine_chunks()
         inputs = tokens.flatten().to_numpy().reshape(len(batch), -1)
         if "targets" not in batch.column_names:  # they are the next tokens: the last is no input
             inputs = inputs[:, :-1]
         memory = self.gang.encode(inputs)
         columns = [batch[name] for name in self.schema.names[:-1]] + [tensor_to_memory(memory)]
-        self.meter.end.remote(memory.shape[0] * memory.shape[1])
+        self.meter.end.remote(self.name, memory.shape[0] * memory.shape[1])
         return pa.Table.from_arrays(columns, schema=self.schema)
 
 
 @ray.remote(num_cpus=0)
 class Meter:
-    """Knows a split's gangs, and clocks them from the first batch's begin to the last one's end."""
+    """Knows a split's gangs, and clocks their batches."""
 
     def __init__(self) -> None:
         """Start with nothing labelled."""
-        self._labels, self._first, self._last = 0, 0.0, 0.0
         self._gangs: set[str] = set()
+        self._begun: dict[str, float] = {}
+        self._ends: dict[str, list[tuple[float, int]]] = {}
 
     def join(self, gang: str) -> None:
         """Note a gang by name."""
@@ -149,18 +150,39 @@ class Meter:
         """Return the names of all gangs there were."""
         return self._gangs
 
-    def begin(self) -> None:
+    def begin(self, gang: str) -> None:
         """Note that a batch begins."""
-        self._first = self._first or time.monotonic()
+        self._begun.setdefault(gang, time.monotonic())
 
-    def end(self, labels: int) -> None:
+    def end(self, gang: str, labels: int) -> None:
         """Note that a batch has ended with so many labels."""
-        self._last = time.monotonic()
-        self._labels += labels
+        self._ends.setdefault(gang, []).append((time.monotonic(), labels))
 
     def rate(self) -> float:
         """Return labels per second, 0 if there were none."""
-        return self._labels / (self._last - self._first) if self._labels else 0.0
+        return label_rate(self._begun, list(self._ends.values()))
+
+
+def label_rate(begun: dict[str, float], gangs: list[list[tuple[float, int]]]) -> float:
+    """Return labels per second while all gangs were at work: the sum of their own rates.
+
+    A gang's first batch, which pays for its start, is left out. With too few batches for that it is
+    the rate from the first begin to the last end.
+
+    Args:
+        begun: when each gang's first batch began.
+        gangs: when each gang's batches ended, and with how many labels, in order.
+    """
+    if not gangs:
+        return 0.0
+    start, stop = max(ends[0][0] for ends in gangs), min(ends[-1][0] for ends in gangs)
+    steady = [[(at, labels) for at, labels in ends if start <= at <= stop] for ends in gangs]
+    if min(map(len, steady)) > 1:
+        return sum(
+            sum(labels for _, labels in ends[1:]) / (ends[-1][0] - ends[0][0]) for ends in steady
+        )
+    last = max(ends[-1][0] for ends in gangs)
+    return sum(labels for ends in gangs for _, labels in ends) / (last - min(begun.values()))
 
 
 def _label(

@@ -25,6 +25,7 @@ from smt_ray.distributed.engine import prepare_process
 from smt_ray.distributed.metrics import MetricsLog
 from smt_ray.distributed.monitor import Progress, Reporter
 from smt_ray.distributed.stepper import Stepper
+from smt_ray.distributed.trace import Trace
 from smt_ray.objectives.objective import Objective
 
 logger = logging.getLogger(__name__)
@@ -61,6 +62,8 @@ class Assignment:
     runtime: RuntimeConfig
     output: Location
     board: Any
+    traced_steps: int = 0
+    """Steps at the end that are traced for the time of their collectives."""
 
 
 def learning_rate(train: TrainConfig, step: int) -> float:
@@ -97,7 +100,7 @@ class Training:
     def __init__(self, assignment: Assignment) -> None:
         """Build the objective, the engine and the streams; restore the latest checkpoint."""
         self.program, self.train = assignment.program, assignment.program.train
-        self.runtime = assignment.runtime
+        self.runtime, self.traced_steps = assignment.runtime, assignment.traced_steps
         context = ray.train.get_context()
         rank, world = context.get_world_rank(), context.get_world_size()
         device = prepare_process(self.runtime)
@@ -116,6 +119,7 @@ class Training:
             self.log = MetricsLog(assignment.output, self.program.stage, self.done)
             self.reporter = Reporter(assignment.board)
         self.loss = self.rate = 0.0
+        self.trace: Trace | None = None
 
     def run(self) -> None:
         """Step, log, validate and save until done.
@@ -141,11 +145,16 @@ class Training:
     def _begin(self) -> None:
         """Begin the interval that the next row of metrics is about."""
         self.sums: dict[str, Tensor] = {}
-        self.first, self.since = self.done, time.monotonic()
+        self.first, self.since, self.waited = self.done, time.monotonic(), 0.0
 
     def _step(self) -> bool:
         """Take one step; return whether to stop after it."""
+        if self.traced_steps and self.done == self.train.steps - self.traced_steps:
+            self.trace = Trace(self.stepper.device)
+            self.trace.start()
+        began = time.monotonic()
         batch = _batch(self.stream, self.done)
+        self.waited += time.monotonic() - began
         rate = learning_rate(self.train, self.done)
         step = self.stepper.step(batch, rate, stop=self._stop_requested())
         if step.carry is not None:
@@ -167,6 +176,7 @@ class Training:
 
     def _validate(self) -> float:
         """Return the mean validation loss over all ranks, logged with its parts and the probe's."""
+        began = time.monotonic()
         sums: dict[str, Tensor] = {}
         count = self.train.validation_batches
         for step in range(count):
@@ -182,7 +192,7 @@ class Training:
                 name if name.startswith("drift/") else f"validation/{name.removeprefix('loss/')}": v
                 for name, v in means.items()
             }
-            self.log.add(self.done, named)
+            self.log.add(self.done, named | {"time/validation_s": time.monotonic() - began})
         return means["loss"]
 
     def _log(self) -> None:
@@ -193,6 +203,9 @@ class Training:
         finite = math.floor(means.pop("finite") * steps + 1e-6)
         self._require_finite(means, min(self.first + finite + 1, self.done))
         means["time/step_s"] = elapsed / steps
+        means["time/data_s"] = self.waited / steps  # rank 0's, of each step
+        if self.trace and self.done == self.train.steps:
+            means["time/collectives_s"] = self.trace.stop() / self.traced_steps
         means["rate/tokens_per_s"] = self.tokens * steps / elapsed
         means["optimizer/learning_rate"] = learning_rate(self.train, self.done - 1)
         self.loss, self.rate = means["loss/total"], means["rate/tokens_per_s"]
@@ -209,6 +222,7 @@ class Training:
 
     def _save(self, loss: float) -> None:
         """Save a portable checkpoint through Ray Train; every rank writes its part."""
+        began = time.monotonic()
         with tempfile.TemporaryDirectory() as directory:
             state = self.stream.state()
             save_checkpoint(self.stepper.engine, Path(directory), self.done, state)
@@ -219,6 +233,8 @@ class Training:
                 checkpoint=ray.train.Checkpoint.from_directory(directory),
                 checkpoint_dir_name=f"step-{self.done:09d}",
             )
+        if self.log:
+            self.log.add(self.done, {"time/checkpoint_s": time.monotonic() - began})
 
 
 def _batch(stream: Stream, step: int) -> Batch:

@@ -20,11 +20,13 @@ class Stopped(Exception):
     """Training stopped at a checkpoint because it was asked to; the same command goes on."""
 
 
-def fit(program: Program, runtime: RuntimeConfig, output: Location) -> dict[str, float]:
+def fit(
+    program: Program, runtime: RuntimeConfig, output: Location, *, traced_steps: int = 0
+) -> dict[str, float]:
     """Train `program` to its last step, from the latest checkpoint in `output` if there is one.
 
     Writes `model.safetensors` (the weights with the lowest validation loss), `metrics.jsonl` and
-    `tensorboard/` to `output`.
+    `tensorboard/` to `output`. So many steps at the end are traced: `time/collectives_s`.
 
     Returns:
         Figures: steps, best step, validation losses, median tokens/s.
@@ -34,9 +36,10 @@ def fit(program: Program, runtime: RuntimeConfig, output: Location) -> dict[str,
         ValueError: if a loss is not finite; it names the step.
     """
     with Monitor() as monitor:
+        assignment = Assignment(program, runtime, output, monitor.board, traced_steps)
         trainer = TorchTrainer(
             train_worker,  # type: ignore[arg-type]
-            train_loop_config={"assignment": Assignment(program, runtime, output, monitor.board)},
+            train_loop_config={"assignment": assignment},
             scaling_config=ray.train.ScalingConfig(
                 num_workers=runtime.workers,
                 use_gpu=runtime.gpu,

@@ -33,8 +33,8 @@ def _prompt(monkeypatch):
 def read_rows(directory):
     """Return the figures of metrics.jsonl but times: rows of training, and of validation."""
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    apart = {"stage", "time/step_s", "rate/tokens_per_s"}
-    kept = [{name: v for name, v in row.items() if name not in apart} for row in lines]
+    apart = ("stage", "time/", "rate/")
+    kept = [{k: v for k, v in row.items() if not k.startswith(apart)} for row in lines]
     return [r for r in kept if "loss/total" in r], [r for r in kept if "validation/loss" in r]
 
 

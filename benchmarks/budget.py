@@ -50,6 +50,7 @@ def train(
     enough: float = float("inf"),
     every: float = 10.0,
     steps: float = float("inf"),
+    best: bool = False,
 ) -> Outcome:
     """Train until the time or the steps are used, or two scores in a row are `enough`.
 
@@ -62,11 +63,13 @@ def train(
         enough: the score that ends the training.
         every: CPU seconds between two scores.
         steps: most steps; with it the schedule runs over whichever share is greater.
+        best: end with the weights of the highest score, as the training stages do.
     """
     schedule = replace(config, steps=FINE)
     optimizer = _optimizer(objective, config)
     parameters = list(objective.parameters())
     outcome, due = Outcome(), every
+    kept: dict[str, Tensor] = {}
     while outcome.seconds < seconds and outcome.steps < steps:
         began = time.process_time()
         share = max(outcome.seconds / seconds, outcome.steps / steps)
@@ -82,9 +85,13 @@ def train(
         if score and outcome.seconds >= due:
             due = outcome.seconds + every
             outcome.scores.append((outcome.seconds, score()))
+            if best and outcome.scores[-1][1] == max(value for _, value in outcome.scores):
+                kept = {name: value.clone() for name, value in objective.state_dict().items()}
             last = [value for _, value in outcome.scores[-2:]]
             if len(last) == 2 and min(last) >= enough:
                 break
+    if kept and score and score() < max(value for _, value in outcome.scores):
+        objective.load_state_dict(kept)
     return outcome
 
 

@@ -21,6 +21,7 @@ from typing import Any, get_args
 import torch
 
 from benchmarks.budget import Outcome
+from benchmarks.corpus import Corpus
 from benchmarks.pool import Result, measure
 from benchmarks.smt import (
     Labelled,
@@ -32,7 +33,6 @@ from benchmarks.smt import (
     train_dmt,
     train_teacher,
 )
-from benchmarks.text import Text
 from smt_ray.config import EncoderKind, ModelConfig, RunConfig
 from smt_ray.model.encoder import build_encoder
 from smt_ray.model.rnn import RNN
@@ -78,7 +78,8 @@ def label_rate(encoder: EncoderKind, seconds: float) -> Result:
 
 def encoders(encoder: EncoderKind, seconds: float) -> Result:
     """Train the whole chain at L = 128 with one encoder or the other."""
-    config, source = settings(128, encoder), Text(128)
+    config = settings(128, encoder)
+    source = Corpus(config.data)
     trained = train_teacher(config, source, seconds, Shares(), LABELLED // 4)
     left = seconds - trained.seconds
     dmt, outcome = train_dmt(config, source, trained, config.dmt, left)
@@ -93,7 +94,8 @@ def encoders(encoder: EncoderKind, seconds: float) -> Result:
 
 def smt(length: int, seconds: float, *, modes: Sequence[str] = ("parallel",)) -> Result:
     """Train SMT within `seconds`; then the other modes of DMT with as many steps each."""
-    config, source = settings(length), Text(length)
+    config = settings(length)
+    source = Corpus(config.data)
     held = source.held_out()
     trained = train_teacher(config, source, seconds, Shares(), LABELLED * 128 // length)
     labels = Labelled(trained.teacher.encoder, held)
@@ -103,16 +105,16 @@ def smt(length: int, seconds: float, *, modes: Sequence[str] = ("parallel",)) ->
         "before_dmt": _figures(before.rnn, labels),
         "seconds_before_dmt": trained.seconds,
     }
-    left, steps = seconds - trained.seconds, 0
+    left, steps = seconds - trained.seconds, float("inf")
     for mode in sorted(modes, key=lambda mode: mode != "parallel"):
         dmt = config.override("dmt.mode", mode).dmt
         track = Track(labels)
-        limit = {"steps": steps} if steps else {}
+        limit = left if mode == "parallel" else 8 * left
         objective, outcome = train_dmt(
-            config, source, trained, dmt, 8 * left if steps else left, **limit,
+            config, source, trained, dmt, limit, steps=steps,
             score=track if len(modes) > 1 else None, every=EVERY,
         )  # fmt: skip
-        steps = steps or outcome.steps
+        steps = min(steps, outcome.steps)
         result[mode] = {**_figures(objective.rnn, labels), **_used(outcome)}
         if len(modes) > 1:
             result[mode]["track"] = track.points(outcome)
@@ -121,7 +123,8 @@ def smt(length: int, seconds: float, *, modes: Sequence[str] = ("parallel",)) ->
 
 def bptt(length: int, seconds: float, rate: float, span: int = 0) -> Result:
     """Train the same cell and readout by unrolling, full or cut every `span` timesteps."""
-    config, source = settings(length), Text(length)
+    config = settings(length)
+    source = Corpus(config.data)
     optimisation = replace(config.teacher, learning_rate=rate)
     rnn, outcome = train_bptt(config, source, optimisation, seconds, span=span)
     return {"bits": rnn_score(rnn, source.held_out()).bits, "rate": rate, **_used(outcome)}

@@ -86,23 +86,25 @@ def train_teacher(
     shares: Shares,
     labelled: int,
     *,
+    score: Callable[[Teacher], float] | None = None,
     enough: float = float("inf"),
+    best: bool = False,
 ) -> Trained:
     """Train the teacher, label `labelled` sequences and fit the cell to them.
 
-    With `enough`, the teacher ends when its accuracy reaches it.
+    `score`, `enough` and `best` are about the teacher, as in `budget.train`.
     """
     torch.manual_seed(config.teacher.seed)
     teacher = Teacher(config.model, config.loss, source.vocabulary, config.teacher.seed)
-    held = source.held_out()
-
-    def score() -> float:
-        return teacher_score(teacher, held).accuracy
-
-    stream = source.training(config.teacher.global_batch)
-    limit = seconds * shares.teacher
-    scored = score if enough <= 1 else None
-    outcome = train(teacher, config.teacher, stream, limit, score=scored, enough=enough)
+    outcome = train(
+        teacher,
+        config.teacher,
+        source.training(config.teacher.global_batch),
+        seconds * shares.teacher,
+        score=(lambda: score(teacher)) if score else None,
+        enough=enough,
+        best=best,
+    )
     began = time.process_time()
     fresh = source.training(config.dmt.train.global_batch)
     batches = labelled // config.dmt.train.global_batch
@@ -148,6 +150,7 @@ def train_dmt(
     steps: float = float("inf"),
     score: Callable[[RNN], float] | None = None,
     every: float = 10.0,
+    best: bool = False,
 ) -> tuple[Dmt, Outcome]:
     """Train the fitted RNN on its own memories for the CPU seconds or steps given."""
     objective = Dmt(config.model, dmt, source.vocabulary)
@@ -166,6 +169,7 @@ def train_dmt(
         enough=enough,
         steps=steps,
         every=every,
+        best=best,
     )
     return objective, outcome
 
@@ -179,6 +183,7 @@ def train_bptt(
     span: int = 0,
     enough: float = float("inf"),
     score: Callable[[RNN], float] | None = None,
+    best: bool = False,
 ) -> tuple[RNN, Outcome]:
     """Train an RNN by unrolling it; with `span`, truncated."""
     mode = BpttConfig(mode="truncated", span=span) if span else BpttConfig()
@@ -192,6 +197,7 @@ def train_bptt(
         seconds,
         score=(lambda: score(objective.rnn)) if score else None,
         enough=enough,
+        best=best,
     )
     return objective.rnn, outcome
 

@@ -155,10 +155,14 @@ def _smt(cell: Cell, config: RunConfig) -> dict[str, Any]:
         config = config.override(f"{stage}.seed", cell.seed)
     source = TaskSource(config, cell.seed)
     validation, test = source.held_out("validation"), source.held_out("test")
-    trained = train_teacher(config, source, cell.seconds, Shares(), LABELLED, enough=ENOUGH)
 
     def score(rnn: RNN) -> float:
         return rnn_score(rnn, validation).accuracy
+
+    trained = train_teacher(
+        config, source, cell.seconds, Shares(), LABELLED, enough=ENOUGH,
+        score=lambda teacher: teacher_score(teacher, validation).accuracy,
+    )  # fmt: skip
 
     left = cell.seconds - trained.seconds
     dmt, outcome = train_dmt(config, source, trained, config.dmt, left, enough=ENOUGH, score=score)

@@ -1,0 +1,98 @@
+"""A source of sequences in memory: what the pipeline would write as shards, drawn in this process.
+
+Shapes: N sequences, B batch, L inputs in a sequence.
+"""
+
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.smt import Source
+from smt_ray.config import DataConfig
+from smt_ray.data import sources
+from smt_ray.data.reader import Batch, Stream
+from smt_ray.objectives.objective import hashed
+
+HELD_OUT_TOKENS = 65_536
+
+
+class Corpus(Source):
+    """The sequences of any source, text as windows of L + 1 tokens."""
+
+    def __init__(self, config: DataConfig, seed: int = 0) -> None:
+        """Read `config.source`; `seed` draws the training batches."""
+        self.config, self.seed = config, seed
+        self.tokenizer = sources.load_tokenizer_of(config)
+        self.vocabulary = self.tokenizer.vocabulary
+
+    @cached_property
+    def train(self) -> "Sequences":
+        """All training sequences."""
+        return self._sequences("train")
+
+    def training(self, batch: int) -> Stream:
+        """Return batches of sequences drawn with replacement."""
+        return Drawn(self.train, batch, self.seed)
+
+    def held_out(self) -> Batch:
+        """Return validation sequences of at most `HELD_OUT_TOKENS` inputs, drawn once and for all.
+
+        They are all different where there are fewer of them than that.
+        """
+        found, length = self._sequences("validation"), self.config.sequence_length
+        rows = HELD_OUT_TOKENS // length
+        if len(found) <= rows:
+            return found.batch(torch.arange(len(found)))
+        return Drawn(found, rows, -1).batch(0)
+
+    def _sequences(self, split: str) -> "Sequences":
+        length, tables = self.config.sequence_length, list[pa.Table]()
+        for unit in sources.plan(self.config)[split]:
+            packer = sources.packer(unit, self.config, self.tokenizer)
+            tables += packer.tables(sources.read(unit, self.config, self.tokenizer), 1024)
+
+        def column(name: str) -> NDArray[np.int32]:
+            flat = [table[name].combine_chunks().flatten().to_numpy() for table in tables]
+            return np.concatenate(flat).reshape(sum(map(len, tables)), -1)
+
+        tokens = column("tokens")
+        if "targets" in tables[0].column_names:
+            return Sequences(tokens, column("targets"))
+        return Sequences(tokens[:, :length], tokens[:, 1:])
+
+
+class Sequences:
+    """Inputs and targets, (N, L) each."""
+
+    def __init__(self, inputs: NDArray[np.int32], targets: NDArray[np.int32]) -> None:
+        """Keep them; those of a text overlap in memory."""
+        self.inputs, self.targets = inputs, targets
+
+    def __len__(self) -> int:
+        """Return N."""
+        return len(self.inputs)
+
+    def batch(self, rows: torch.Tensor) -> Batch:
+        """Return the sequences of the given rows."""
+        at = rows.numpy()
+        return {
+            "sequence_id": rows,
+            "inputs": torch.from_numpy(self.inputs[at].astype(np.int64)),
+            "targets": torch.from_numpy(self.targets[at].astype(np.int64)),
+        }
+
+
+class Drawn(Stream):
+    """Batches of rows drawn by a hash of the step."""
+
+    def __init__(self, sequences: Sequences, rows: int, seed: int) -> None:
+        """Draw `rows` of the sequences a step."""
+        self.sequences, self.rows, self.seed = sequences, rows, seed
+
+    def batch(self, step: int) -> Batch:
+        """Return the batch of `step`."""
+        drawn = hashed(self.seed, step, torch.arange(self.rows)) % len(self.sequences)
+        return self.sequences.batch(drawn)

@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 
 import torch
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 MICROSECOND = 1e-6
@@ -14,10 +13,8 @@ class Trace:
 
     def __init__(self, device: torch.device) -> None:
         """Prepare to trace work on `device` and on the CPU."""
-        self._device = DeviceType.CUDA if device.type == "cuda" else DeviceType.CPU
-        activities = [ProfilerActivity.CPU]
-        if self._device is DeviceType.CUDA:
-            activities.append(ProfilerActivity.CUDA)
+        self._kind = device.type.upper()
+        activities = {ProfilerActivity.CPU, getattr(ProfilerActivity, self._kind)}
         self._profile = profile(activities=activities, acc_events=True)
 
     def start(self) -> None:
@@ -33,7 +30,7 @@ class Trace:
         return MICROSECOND * covered(
             (event.time_range.start, event.time_range.end)
             for event in self._profile.events() or ()
-            if event.device_type == self._device and event.name.startswith(("gloo:", "nccl"))
+            if event.device_type.name == self._kind and event.name.startswith(("gloo:", "nccl"))
         )
 
 

@@ -1,0 +1,1 @@
+"""What runs the pipeline many times: sweeps and scaling studies."""

@@ -21,6 +21,7 @@ from smt_ray.data.storage import Location
 from smt_ray.presets import PRESETS
 
 Flags = TypeVar("Flags")
+Run = TypeVar("Run", bound="Options")
 logger = logging.getLogger(__name__)
 
 
@@ -43,7 +44,8 @@ def parse_run(
     description: str,
     preset: Callable[..., RunConfig],
     short: Mapping[str, str] | None = None,
-) -> Options:
+    kind: type[Run] = Options,  # type: ignore[assignment]
+) -> Run:
     """Parse `[PRESET] [--config FILE] [--FIELD VALUE ...]`.
 
     Args:
@@ -53,6 +55,7 @@ def parse_run(
             or flags give them, `source` and `sequence_length`: what is sensible depends on them.
         short: flags of the job's own, each with the beginning of the argument that `FLAG VALUE`
             stands for, as `{"--task": "--data.source=task:"}`.
+        kind: the options that there are.
 
     Raises:
         ValueError: in one line, for an unknown preset, file, flag or a bad value.
@@ -61,14 +64,14 @@ def parse_run(
     name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "tiny"
     if name not in PRESETS:
         raise ValueError(f"preset={name!r}: must be one of {', '.join(PRESETS)}")
-    file = _value(arguments, "--config")
+    file = value_of(arguments, "--config")
     values = _read_yaml(file) if file else {}
     base = preset(name, **_given(arguments, values)).update(values)
     lines = [f"  {name}: {make.__doc__}" for name, make in PRESETS.items()]
     text = f"{description}\n\nThe first argument may name a PRESET (default tiny):\n" + "\n".join(
         lines
     )
-    return parse(Options, arguments, text, default=Options(run=base, config=file))
+    return parse(kind, arguments, text, default=kind(run=base, config=file))
 
 
 def parse(
@@ -129,7 +132,7 @@ def _expanded(arguments: Sequence[str], short: Mapping[str, str]) -> list[str]:
     return words
 
 
-def _value(arguments: Sequence[str], flag: str) -> str:
+def value_of(arguments: Sequence[str], flag: str) -> str:
     """Find the last value of a flag before the others are parsed; "" if it is not there."""
     found = ""
     for word, after in itertools.pairwise([*arguments, ""]):
@@ -147,8 +150,8 @@ def _given(arguments: Sequence[str], values: Mapping[str, object]) -> dict[str, 
         if isinstance(data, Mapping)
         else {}
     )
-    source = _value(arguments, "--data.source") or fields.get("source")
-    length = _value(arguments, "--data.sequence-length") or fields.get("sequence_length")
+    source = value_of(arguments, "--data.source") or fields.get("source")
+    length = value_of(arguments, "--data.sequence-length") or fields.get("sequence_length")
     given: dict[str, Any] = {"source": source} if source and isinstance(source, str) else {}
     if str(length).isdecimal():
         given["sequence_length"] = int(str(length))

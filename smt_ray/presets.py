@@ -253,6 +253,17 @@ def on_pixels(
     return _on(preset, name, data, PRESETS[preset]().loss.horizon, changes)
 
 
+def on_source(preset: str, source: str = "stdlib", **given: Any) -> RunConfig:
+    """Return a preset's run on any source, by its kind.
+
+    Raises:
+        ValueError: if there is no such source of its kind.
+    """
+    make: dict[str, Callable[..., RunConfig]]
+    make = {"text": on_text, "task": on_task, "pixels": on_pixels}
+    return make[DataConfig(source=source).kind](preset, source, **given)
+
+
 def _on(
     preset: str, name: str, data: DataConfig, horizon: int, changes: dict[str, Any]
 ) -> RunConfig:

@@ -1,9 +1,10 @@
 """The stages of a run: their order, what each is made from, and what decides its result."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from smt_ray.config import RunConfig
+from smt_ray.config import DataConfig, RunConfig
 from smt_ray.data import sources
 from smt_ray.data.artifacts import fingerprint
 
@@ -27,10 +28,15 @@ def upstream(config: RunConfig) -> dict[str, tuple[str, ...]]:
     return stages
 
 
-def settings(config: RunConfig) -> dict[str, dict[str, Any]]:
-    """Return the scientific settings that each stage adds to those of what it is made from."""
+def settings(
+    config: RunConfig, identity: Callable[[DataConfig], str] = sources.identity
+) -> dict[str, dict[str, Any]]:
+    """Return the scientific settings that each stage adds to those of what it is made from.
+
+    `identity` looks at the whole source; who plans many runs at once need not look anew for each.
+    """
     return {
-        "tokens": asdict(config.data) | {"content": sources.identity(config.data)},
+        "tokens": asdict(config.data) | {"content": identity(config.data)},
         "teacher": {name: asdict(getattr(config, name)) for name in ("model", "loss", "teacher")},
         "labels": asdict(config.labels),
         "transition": asdict(config.transition) | _rnn(config),
@@ -49,10 +55,12 @@ def _rnn(config: RunConfig) -> dict[str, Any]:
     return cell | {"warm_start": config.warm_start}
 
 
-def fingerprints(config: RunConfig) -> dict[str, str]:
+def fingerprints(
+    config: RunConfig, identity: Callable[[DataConfig], str] = sources.identity
+) -> dict[str, str]:
     """Return the fingerprint of every stage's artifact, which need not be there yet."""
     marks: dict[str, str] = {}
-    own = settings(config)
+    own = settings(config, identity)
     for stage, names in upstream(config).items():
         marks[stage] = fingerprint(stage, own[stage], [marks[name] for name in names])
     return marks

@@ -48,15 +48,15 @@ def gpus_needed(runtime: RuntimeConfig) -> int:
     return max(runtime.workers, runtime.gangs * runtime.gang_ranks) if runtime.gpu else 0
 
 
-def connect(runtime: RuntimeConfig) -> None:
-    """Join the cluster that this machine belongs to, or start one here.
+def connect(runtime: RuntimeConfig, runs: int = 1) -> None:
+    """Join the cluster that this machine belongs to, or start one here for `runs` runs at once.
 
     Logical CPUs of a cluster started here may exceed the cores: its workers set their own threads.
     """
     if ray.is_initialized():
         return
     _quiet_ray()
-    cpus = max(os.cpu_count() or 1, cpus_needed(runtime))
+    cpus = max(os.cpu_count() or 1, runs * cpus_needed(runtime))
     # Processes that Ray starts at once, the cores by default; it warns of four times as many.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(cpus))
     settings: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}

@@ -115,6 +115,11 @@ def summary_table(summary: Summary) -> str:
     for key, label, value in entries(summary):
         if key not in {"name", "preset", "resumed"} and not key.startswith("seconds_"):
             table.add_row(label, value, style="bold green" if key == headline else None)
+    return printed(table)
+
+
+def printed(table: Table) -> str:
+    """Return a table as text of at most 100 columns; coloured only on a terminal."""
     console = Console(
         file=io.StringIO(),
         width=100,

@@ -1,0 +1,110 @@
+"""The trials of a sweep: their settings before they run, their records on disk."""
+
+import functools
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from smt_ray.config import RunConfig
+from smt_ray.data import sources
+from smt_ray.data.storage import Location
+from smt_ray.evaluation.ranking import Entry
+from smt_ray.stages import fingerprints
+from smt_ray.studies.space import Fields, written
+
+logger = logging.getLogger(__name__)
+Configure = Callable[[Fields], RunConfig]
+"""Makes the run that is meant by the swept fields and the values that all trials share."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One run of a sweep."""
+
+    entry: Entry
+    config: RunConfig
+
+    @property
+    def id(self) -> str:
+        """Its number in the sweep, as text."""
+        return self.entry.id
+
+
+class Planner:
+    """Makes trials: checks their settings, and knows which artifacts they will share."""
+
+    def __init__(self, name: str, configure: Configure) -> None:
+        """Make the trials of the sweep `name`."""
+        self.name, self.configure = name, configure
+        self._identity = functools.cache(sources.identity)
+        self._check = functools.cache(sources.check)
+
+    def trial(self, number: int, fields: Fields) -> Trial:
+        """Return a trial with its own run name.
+
+        Raises:
+            ValueError: if its settings do not fit each other, or its source is not there.
+        """
+        mark = f"{number:03d}"
+        config = replace(self.configure(fields), name=f"{self.name}-{mark}")
+        self._check(config.data)
+        marks = fingerprints(config, self._identity)
+        stages = {stage: f"{stage}-{own}" for stage, own in marks.items()}
+        return Trial(Entry(id=mark, fields=fields, stages=stages), config)
+
+    def trials(self, points: Iterable[Fields]) -> list[Trial]:
+        """Return a trial for each point.
+
+        Raises:
+            ValueError: in one line that names the first point that cannot be run.
+        """
+        found = []
+        for number, fields in enumerate(points):
+            try:
+                found.append(self.trial(number, fields))
+            except ValueError as error:
+                raise ValueError(f"space=({written(fields)}): {error}") from error
+        return found
+
+
+def in_turn(trials: Sequence[Trial]) -> list[Trial]:
+    """Return trials in the order to run them: first of all, one of each teacher.
+
+    Trials that run side by side then make teachers of their own, rather than wait for one.
+    """
+    turns: dict[str, int] = {}
+    order: dict[str, int] = {}
+    for trial in trials:
+        teacher = trial.entry.stages["teacher"]
+        order[trial.id] = turns[teacher] = turns.get(teacher, -1) + 1
+    return sorted(trials, key=lambda trial: order[trial.id])
+
+
+def distinct(entries: Iterable[Entry], stage: str) -> set[str]:
+    """Return the names of a stage's artifacts that any of the trials is made of."""
+    return {entry.stages[stage] for entry in entries if stage in entry.stages}
+
+
+class Records:
+    """What became of each trial: one file each, written when it begins and when it ends."""
+
+    def __init__(self, directory: Location) -> None:
+        """Keep the files in `directory`."""
+        self.directory = directory
+
+    def write(self, entry: Entry) -> None:
+        """Write a trial's record whole."""
+        self.directory.make_dir()
+        (self.directory / f"{entry.id}.json").write_json(entry.to_dict())
+
+    def read(self, mark: str) -> Entry:
+        """Return a trial's record."""
+        return Entry(**(self.directory / f"{mark}.json").read_json())
+
+    def all(self) -> list[Entry]:
+        """Return the records of all trials that have begun, by number."""
+        return [Entry(**file.read_json()) for file in self.directory.files(".json")]
+
+    def clear(self) -> None:
+        """Forget all trials; what they made stays."""
+        self.directory.delete_dir()

@@ -39,6 +39,8 @@ INTERVALS = 8
 """Rows of metrics of one measurement."""
 WARM_UP = 2
 """Rows at its beginning that do not count."""
+ORDER = ("teacher", "labels", "transition", "dmt", "finetune", "bptt")
+"""Stages that take time for every token."""
 BLOCKS = 3
 """Blocks of label rows that each gang makes, at least: they are dealt out whole."""
 
@@ -125,10 +127,7 @@ def plans(
         scaling = "base" if count == min(gangs) else "weak"
         few = config.update({"runtime": {"workers": 1, "gangs": count}})
         found.append(Plan(stage="labels", scaling=scaling, count=count, config=few))
-    return sorted(found, key=lambda plan: _ORDER.index(plan.stage))
-
-
-_ORDER = ("teacher", "labels", "transition", "dmt", "bptt")
+    return sorted(found, key=lambda plan: ORDER.index(plan.stage))
 
 
 def _short(

@@ -76,7 +76,7 @@ def write_run(
             metrics=metrics,
             **{name: scores[name] for name in SHOWN},
             config=config.to_dict(),
-            environment=_environment(config),
+            environment=environment(config),
         ),
     )
     return summary
@@ -118,7 +118,8 @@ def _model_figures(scores: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def _environment(config: RunConfig) -> dict[str, Any]:
+def environment(config: RunConfig) -> dict[str, Any]:
+    """Return versions, device and workers, by name."""
     device = (
         torch.cuda.get_device_name()
         if config.runtime.gpu and torch.cuda.is_available()

@@ -17,8 +17,8 @@ from scipy.optimize import nnls
 from smt_ray.config import RunConfig, TrainConfig
 from smt_ray.planning import label_bytes
 from smt_ray.studies.flops import networks, sequence_flops, validation_flops
+from smt_ray.studies.measurements import ORDER, Point
 from smt_ray.studies.scenario import Scenario
-from smt_ray.studies.throughput import ORDER, Point
 
 TOKEN_BYTES = 4
 """Bytes of a token in a shard, before compression."""

@@ -26,7 +26,7 @@ from smt_ray.config import RunConfig
 from smt_ray.data import sources
 from smt_ray.data.storage import Location
 from smt_ray.presets import PRESETS
-from smt_ray.studies.throughput import ORDER
+from smt_ray.studies.measurements import ORDER
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,8 @@ import pytest
 
 from smt_ray.config import DataConfig, RunConfig, RuntimeConfig, TrainConfig, TransitionConfig
 from smt_ray.data.storage import Location
-from smt_ray.studies.throughput import Throughput, plans, throughput_rows
+from smt_ray.studies.measurements import measurements, throughput_rows
+from smt_ray.studies.throughput import Throughput
 from tests.samples import MODEL
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
@@ -33,7 +34,7 @@ def test_points_are_measured_once(tmp_path, monkeypatch):
         transition=TransitionConfig(train=train),
         runtime=RuntimeConfig(workers=1, gang_ranks=1, gang_batch=8),
     )
-    found = [plan for plan in plans(config, [1, 2], [1], STEPS) if plan.name in WANTED]
+    found = [plan for plan in measurements(config, [1, 2], [1], STEPS) if plan.name in WANTED]
     assert {plan.name for plan in found} == WANTED
     directory = Location.of(tmp_path / "study")
     study = Throughput(config, directory, found, STEPS)

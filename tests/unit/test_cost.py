@@ -8,8 +8,8 @@ from smt_ray.config import RunConfig
 from smt_ray.presets import paper
 from smt_ray.studies.cost import Line, Stage, assumed, cost, fit_line, stages_of
 from smt_ray.studies.flops import networks, sequence_flops
+from smt_ray.studies.measurements import Point
 from smt_ray.studies.scenario import Scenario, read_plan
-from smt_ray.studies.throughput import Point
 
 RUN = paper()
 SCENARIO = Scenario(

@@ -12,16 +12,19 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import ray
+from ray.util import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from smt_ray.config import RunConfig, RuntimeConfig
 from smt_ray.data.storage import Location
+from smt_ray.distributed.weights_and_biases import check_wandb
 
 logger = logging.getLogger(__name__)
+PATIENCE_S = 60
+"""Seconds between lines while nodes start."""
 DATA_CPUS = 2
 """CPUs that Ray Data's read and write tasks need beside the actors."""
 WORKER_ENVIRONMENT = {
-    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
     "TOKENIZERS_PARALLELISM": "false",
     # Keep freed memory: glibc would give each large tensor back and fault it in again.
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
@@ -56,9 +59,12 @@ def connect(runtime: RuntimeConfig, runs: int = 1) -> None:
     if ray.is_initialized():
         return
     _quiet_ray()
+    # Read by Ray Train where a trainer is made: the dashboard's Train tab shows its runs.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
     cpus = max(os.cpu_count() or 1, runs * cpus_needed(runtime))
     # Processes that Ray starts at once, the cores by default; it warns of four times as many.
-    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(cpus))
+    at_once = cpus + 8 * (runs - 1)
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(at_once))
     settings: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     try:
         ray.init(num_cpus=cpus, include_dashboard=False, **settings)
@@ -66,6 +72,11 @@ def connect(runtime: RuntimeConfig, runs: int = 1) -> None:
         ray.init(**settings)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, stop)
+
+
+def beside_driver() -> NodeAffinitySchedulingStrategy:
+    """Return where an actor dies with this process alone: on its node, which may have no CPU."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def _quiet_ray() -> None:
@@ -101,29 +112,55 @@ def check_storage(storage: Location, label_bytes: int) -> None:
 
 
 def preflight(config: RunConfig) -> None:
-    """Check the cluster before any work: its CPUs and GPUs, and that all nodes share the storage.
+    """Check before any work: CPUs, GPUs, that all nodes share the storage, and who is logged to.
+
+    A cluster that can grow is waited for.
 
     Raises:
         ValueError: in one line that names the field, the value and the mend.
     """
-    runtime, resources = config.runtime, ray.cluster_resources()
+    runtime = config.runtime
+    check_wandb(runtime.wandb_project)
     fields = (
         f"runtime.workers={runtime.workers}, runtime.gangs={runtime.gangs}, "
         f"runtime.gang-ranks={runtime.gang_ranks}"
     )
-    have, need = int(resources.get("CPU", 0)), cpus_needed(runtime)
-    if have < need:
-        raise ValueError(
-            f"{fields}: need {need} CPUs, the cluster has {have}; "
-            f"lower them or start Ray with --num-cpus {need}"
-        )
-    have, need = int(resources.get("GPU", 0)), gpus_needed(runtime)
-    if have < need:
-        raise ValueError(
-            f"runtime.gpu=True, {fields}: need {need} GPUs, the cluster has {have}; "
-            "lower them or give --runtime.no-gpu"
-        )
+    mends = {
+        "CPU": (cpus_needed(runtime), fields, "start Ray with --num-cpus {need}"),
+        "GPU": (gpus_needed(runtime), f"runtime.gpu=True, {fields}", "give --runtime.no-gpu"),
+    }
+    limits = _limits()
+    for kind, (need, values, mend) in mends.items():
+        have = int(max(ray.cluster_resources().get(kind, 0), limits.get(kind, 0)))
+        if have < need:
+            raise ValueError(
+                f"{values}: need {need} {kind}s, the cluster has {have}; lower them or "
+                + mend.format(need=need)
+            )
+    if limits:
+        _wait_for_nodes(runtime)
     check_shared(Location.of(config.storage))
+
+
+def _limits() -> dict[str, int]:
+    """Return what an autoscaler's configuration lets the cluster grow to; empty without one."""
+    return ray._private.state.state.get_max_resources_from_cluster_config() or {}
+
+
+def _wait_for_nodes(runtime: RuntimeConfig) -> None:
+    """Let the autoscaler start the nodes, by the demand of a group that ends with this process."""
+    ranks = {"CPU": 1.0, "GPU": 1.0} if runtime.gpu else {"CPU": 1.0}
+    count = max(runtime.workers, runtime.gangs * runtime.gang_ranks)
+    group = placement_group([ranks] * count + [{"CPU": 1.0}] * DATA_CPUS)
+    waited = 0
+    while not group.wait(PATIENCE_S):
+        waited += PATIENCE_S
+        logger.info(
+            "waiting for nodes for %d s: need %d CPUs and %d GPUs, the cluster has %d and %d",
+            *(waited, cpus_needed(runtime), gpus_needed(runtime)),
+            *(int(ray.cluster_resources().get(kind, 0)) for kind in ("CPU", "GPU")),
+        )
+    remove_placement_group(group)
 
 
 def check_shared(storage: Location) -> None:

@@ -32,11 +32,11 @@ def heat_figure(points: Points, x: str, y: str, score: str, *, higher: bool) -> 
         grid[cell] = value if np.isnan(other) else (max if higher else min)(other, value)
     figure = new_figure(1.1 + 0.45 * len(up))
     axes = figure.subplots()
-    norm = _norm(grid[np.isfinite(grid)], higher)
-    axes.pcolormesh(np.ma.masked_invalid(grid), cmap=SCALE, norm=norm, edgecolors="none")
+    shades = _Shades(grid[np.isfinite(grid)], higher)
+    axes.pcolormesh(np.ma.masked_invalid(grid), cmap=shades.cmap, norm=shades.norm)
     for (row, column), value in np.ndenumerate(grid):
         if np.isfinite(value):
-            color = "#ffffff" if norm(value) < _DARK else "#12161b"
+            color = "#ffffff" if shades.rank(value) < _DARK else "#12161b"
             axes.text(column + 0.5, row + 0.5, f"{value:.4g}", color=color, ha="center",
                       va="center")  # fmt: skip
     axes.set(xlabel=x, ylabel=y, title=score)
@@ -55,8 +55,9 @@ def scatter_figure(points: Points, x: str, y: str, score: str, *, higher: bool) 
     scores = np.array([value for _, value in points])
     across = [fields[x] for fields, _ in points]
     up = list(scores) if y == score else [fields[y] for fields, _ in points]
-    axes.scatter(_ticks(axes, "x", across), _ticks(axes, "y", up), c=scores, cmap=SCALE,
-                 norm=_norm(scores, higher), s=42, edgecolors=MUTED, linewidths=0.6)  # fmt: skip
+    shades = _Shades(scores, higher)
+    axes.scatter(_ticks(axes, "x", across), _ticks(axes, "y", up), c=scores, cmap=shades.cmap,
+                 norm=shades.norm, s=42, edgecolors=MUTED, linewidths=0.6)  # fmt: skip
     axes.set(xlabel=x, ylabel=y, title="" if y == score else score)
     return figure
 
@@ -68,7 +69,7 @@ def parallel_figure(points: Points, score: str, *, higher: bool) -> Figure:
     figure = new_figure(3.3)
     axes = figure.subplots()
     scores = np.array([value for _, value in points])
-    norm = _norm(scores, higher)
+    shades = _Shades(scores, higher)
     heights = []
     for place, name in enumerate(names):
         raw = [fields[name] for fields, _ in points]
@@ -81,8 +82,8 @@ def parallel_figure(points: Points, score: str, *, higher: bool) -> Figure:
     _axis(axes, len(names), [(float((v - low) / span) if high > low else 0.5, f"{v:.4g}")
                              for v in dict.fromkeys((low, high))])  # fmt: skip
     lines = np.stack(heights, axis=1)
-    for at in np.argsort(norm(scores))[::-1]:  # the best on top
-        axes.plot(range(len(names) + 1), lines[at], color=SCALE(norm(scores[at])), linewidth=1.6)
+    for at in np.argsort(shades.rank(scores))[::-1]:  # the best on top
+        axes.plot(range(len(names) + 1), lines[at], color=shades.color(scores[at]), linewidth=1.6)
     labels = [name.replace(".", ".\n") for name in names]
     axes.set_xticks(range(len(names) + 1), [*labels, score])
     axes.set(yticks=[], ylim=(-0.06, 1.06), xlim=(-0.1, len(names) + 0.35))
@@ -98,12 +99,21 @@ def values_of(points: Points, name: str) -> list[Any]:
     return sorted(found) if all(map(_is_number, found)) else found
 
 
-def _norm(scores: np.ndarray, higher: bool) -> Normalize:
-    """Map the best score to 0 and the worst to 1."""
-    low, high = float(scores.min()), float(scores.max())
-    if low == high:
-        low, high = low - 1, high + 1
-    return Normalize(high, low) if higher else Normalize(low, high)
+class _Shades:
+    """The colour of a score, the darker the better."""
+
+    def __init__(self, scores: np.ndarray, higher: bool) -> None:
+        low, high = float(scores.min()), float(scores.max())
+        self.norm = Normalize(low, high) if low < high else Normalize(low - 1, high + 1)
+        self.cmap, self.higher = (SCALE.reversed() if higher else SCALE), higher
+
+    def color(self, score: float) -> Any:
+        return self.cmap(self.norm(score))
+
+    def rank(self, scores: Any) -> Any:
+        """Return where scores lie from the best at 0 to the worst at 1."""
+        at = self.norm(scores)
+        return 1 - at if self.higher else at
 
 
 def _is_number(value: Any) -> bool:

@@ -50,26 +50,30 @@ class Suggestions:
             if entry.status in {"finished", "stopped"}:
                 self.tell(entry)
 
-    def ask(self, records: Records) -> Trial:
-        """Return a trial of the fields that Optuna suggests; record those that cannot be run."""
-        while True:
-            number, self._next = self._next, self._next + 1
-            mark = f"{number:03d}"
-            self._asked.add(mark)
-            fields: Fields = dict(self._optuna.suggest(mark) or {})
-            try:
-                return self.planner.trial(number, fields)
-            except ValueError as error:
-                entry = Entry(id=mark, status="failed", fields=fields, error=str(error))
-                records.write(entry)
-                self.tell(entry)
+    def ask(self, records: Records) -> Trial | None:
+        """Return a trial of the fields that Optuna suggests; one that cannot be run is recorded."""
+        number, self._next = self._next, self._next + 1
+        mark = f"{number:03d}"
+        self._asked.add(mark)
+        fields: Fields = dict(self._optuna.suggest(mark) or {})
+        try:
+            return self.planner.trial(number, fields)
+        except ValueError as error:
+            entry = Entry(id=mark, status="failed", fields=fields, error=str(error))
+            records.write(entry)
+            self.tell(entry)
+            return None
 
     def tell(self, entry: Entry) -> None:
-        """Tell Optuna how a trial ended, whether it was asked for here or before."""
+        """Tell Optuna how a trial ended, whether it was asked for here or before.
+
+        One without a score counts as worse than all others: of one that failed, Optuna would learn
+        nothing, and suggest its like again and again.
+        """
         fields, score = dict(entry.fields), entry.score(self.metric)
         if entry.id in self._asked:
             result = None if score is None else {self.metric: score}
-            self._optuna.on_trial_complete(entry.id, result, error=entry.status == "failed")
+            self._optuna.on_trial_complete(entry.id, result)
         elif score is None:
             self._optuna.add_evaluated_point(fields, math.nan, pruned=True)
         else:
@@ -115,9 +119,10 @@ class Search(Searcher):
     def _next_trial(self) -> Trial | None:
         if self._planned:
             return self._planned.pop(0)
-        if self._suggestions is None or len(self._records.all()) >= self._total:
-            return None
-        return self._suggestions.ask(self._records)
+        while self._suggestions and len(self._records.all()) < self._total:
+            if trial := self._suggestions.ask(self._records):
+                return trial
+        return None
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Say what a trial says."""
@@ -154,8 +159,12 @@ class Search(Searcher):
             return f"finished in {duration(took)}: {named}"
         return f"{entry.status}: {note(entry)}"
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Give Tune nothing to save: the records are what a sweep goes on from."""
+        return {}
+
     def save(self, checkpoint_path: str) -> None:
-        """Save nothing: the records are what a sweep goes on from."""
+        """Save nothing."""
 
     def restore(self, checkpoint_path: str) -> None:
         """Restore nothing."""

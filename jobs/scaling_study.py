@@ -49,6 +49,8 @@ class StudyOptions(Options):
     """Numbers of encoder gangs, of `runtime.gang-ranks` processes each."""
     steps: int = 40
     """Optimizer steps of one measurement, a multiple of 8."""
+    repeats: int = 1
+    """Times that each measurement is made, in turns; the one of the median rate counts."""
     throughput: bool = True
     """Measure throughput."""
     quality: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
@@ -82,12 +84,16 @@ def parse(arguments: Sequence[str]) -> tuple[StudyOptions, Design]:
         run = run.update({"bptt": {"enabled": True, "train": tokens}})
     if options.steps < INTERVALS or options.steps % INTERVALS:
         raise ValueError(f"steps={options.steps}: must be a multiple of {INTERVALS}")
+    if options.repeats < 1:
+        raise ValueError(f"repeats={options.repeats}: must be >= 1")
     workers, gangs = (_counts(name, getattr(options, name)) for name in ("workers", "gangs"))
     measured = options.throughput
     axes = _axes(options.quality)
     design = Design(
         run=run,
-        measurements=measurements(run, workers, gangs, options.steps) if measured else (),
+        measurements=measurements(run, workers, gangs, options.steps, options.repeats)
+        if measured
+        else (),
         steps=options.steps,
         axes=axes,
         trials=trials(run, axes, product=options.grid),

@@ -74,7 +74,7 @@ def stages_of(points: Iterable[Point]) -> dict[str, Stage]:
 
 
 def _stage(points: Sequence[Point]) -> Stage:
-    base = [point for point in points if point.scaling == "base"]
+    base = [point for point in points if point.scaling == "base"]  # repeats among them
     largest = max(base, key=lambda point: point.parameters)
     weak = [point for point in points if point.scaling == "weak"]
     efficiency = 1.0
@@ -170,7 +170,8 @@ def _trained(scenario: Scenario, name: str, train: TrainConfig, stage: Stage) ->
     parameters = networks(run, scenario.vocabulary).parameters[name]
     efficiency = _efficiency(scenario, stage, workers)
     validations = 1 + math.ceil(steps / train.validate_every)
-    checkpoints = validations + steps // run.runtime.checkpoint_every
+    every = run.runtime.checkpoint_every
+    checkpoints = validations + steps // every - steps // math.lcm(every, train.validate_every)
     validation_flops_ = batch * validation_flops(run, scenario.vocabulary)[name] / workers
     seconds = (
         steps * stage.line.seconds(flops / workers) / efficiency

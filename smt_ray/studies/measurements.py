@@ -6,7 +6,7 @@ scaling keeps the global batch.
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from smt_ray.config import RunConfig, TrainConfig
@@ -56,6 +56,10 @@ class Point:
     """Seconds of one global batch of validation."""
     validation_flops: float = 0.0
     """FLOPs of it in one process."""
+    tokens: int
+    """Tokens, labels or transitions of the whole run."""
+    seconds: float
+    """Seconds of the whole run at its mean speed in the steady state, start-up apart."""
     parameters: int = 0
     """Weights that are trained, of `labels` those of the encoder."""
 
@@ -68,23 +72,30 @@ class Measurement:
     scaling: str
     count: int
     config: RunConfig
+    repeat: int = 0
 
     @property
     def name(self) -> str:
         """Name of the point."""
-        return f"{self.stage}-{self.scaling}-{self.count}"
+        again = f"-again{self.repeat}" if self.repeat else ""
+        return f"{self.stage}-{self.scaling}-{self.count}{again}"
 
 
 def measurements(
-    config: RunConfig, workers: Sequence[int], gangs: Sequence[int], steps: int
+    config: RunConfig,
+    workers: Sequence[int],
+    gangs: Sequence[int],
+    steps: int,
+    repeats: int = 1,
 ) -> list[Measurement]:
-    """Return the measurements of a study.
+    """Return the measurements of a study, stage by stage, in turns where they are repeated.
 
     Args:
         config: the run that is scaled.
         workers: numbers of training workers.
         gangs: numbers of encoder gangs.
         steps: optimizer steps of one measurement.
+        repeats: how often each is made.
 
     Raises:
         ValueError: naming the field, where workers cannot share a global batch.
@@ -103,7 +114,8 @@ def measurements(
         scaling = "base" if count == min(gangs) else "weak"
         few = config.update({"runtime": {"workers": 1, "gangs": count}})
         found.append(Measurement(stage="labels", scaling=scaling, count=count, config=few))
-    return sorted(found, key=lambda plan: ORDER.index(plan.stage))
+    turns = [replace(one, repeat=repeat) for repeat in range(repeats) for one in found]
+    return sorted(turns, key=lambda one: ORDER.index(one.stage))
 
 
 def _short(
@@ -136,7 +148,8 @@ def training_times(rows: Sequence[Row]) -> dict[str, float]:
     The first rows pay for the warm-up, and the last one for the trace of the collectives.
 
     Returns:
-        Fields of `Point`; `rest_s` is what all validations and checkpoints took.
+        Fields of `Point`; `mean_s` of a step, `step_s` being its median; `rest_s` is what all
+        validations and checkpoints took.
     """
     steps = [row for row in rows if "time/step_s" in row]
     steady = steps[min(WARM_UP, len(steps) - 2) : -1]
@@ -149,10 +162,19 @@ def training_times(rows: Sequence[Row]) -> dict[str, float]:
             name: statistics.median(row[f"time/{name}"] for row in steady)
             for name in ("step_s", "data_s")
         },
+        "mean_s": statistics.fmean(row["time/step_s"] for row in steady),
         "collectives_s": steps[-1]["time/collectives_s"],
         **{name: times[-1] for name, times in beside.items()},
         "rest_s": sum(map(sum, beside.values())),
     }
+
+
+def medians(points: Sequence[Point]) -> list[Point]:
+    """Return one point of each that was repeated: that of the median rate."""
+    groups: dict[tuple[str, str, int], list[Point]] = {}
+    for point in points:
+        groups.setdefault((point.stage, point.scaling, point.count), []).append(point)
+    return [sorted(found, key=lambda p: p.per_s)[len(found) // 2] for found in groups.values()]
 
 
 def throughput_rows(points: Sequence[Point]) -> list[dict[str, Any]]:
@@ -161,6 +183,7 @@ def throughput_rows(points: Sequence[Point]) -> list[dict[str, Any]]:
     Shares of the time between validations sum to 1: `compute` is what is left.
     """
     rows = []
+    points = medians(points)
     for point in points:
         base = next(p for p in points if p.stage == point.stage and p.scaling == "base")
         step = point.step_s + point.checkpoint_s / point.checkpoint_every

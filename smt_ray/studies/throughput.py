@@ -167,7 +167,7 @@ class Throughput:
         times = training_times(read_metrics(place))
         place.delete_dir()
         share = train.global_batch / count
-        busy = self.steps * times["step_s"] + times.pop("rest_s")
+        busy = self.steps * times.pop("mean_s") + times.pop("rest_s")
         return Point(
             stage=plan.stage,
             scaling=plan.scaling,
@@ -177,6 +177,8 @@ class Throughput:
             per_s=train.global_batch * length / times["step_s"],
             step_flops=share * sequence_flops(config, self.vocabulary)[plan.stage],
             peak_flops_per_s=self._peak(train.precision),
+            tokens=self.steps * train.global_batch * length,
+            seconds=busy,
             startup_s=max(0.0, seconds - busy),
             checkpoint_every=self.config.runtime.checkpoint_every,
             validation_flops=share * validation_flops(config, self.vocabulary)[plan.stage],
@@ -210,6 +212,8 @@ class Throughput:
             step_s=runtime.gang_batch * length * count / rate,
             step_flops=runtime.gang_batch / ranks * flops,
             peak_flops_per_s=self._peak(config.teacher.precision),
+            tokens=int(figures["labels"]),
+            seconds=figures["labels"] / rate,
             startup_s=max(0.0, figures["seconds"] - figures["labels"] / rate),
             parameters=networks(config, self.vocabulary).parameters["labels"],
         )

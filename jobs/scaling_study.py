@@ -64,7 +64,7 @@ class StudyOptions(Options):
     bptt: bool = False
     """Train the same RNN by BPTT beside it, on as many tokens as the teacher."""
     cost: str = ""
-    """YAML file of a plan to price: tokens, workers, prices (docs/scaling.md)."""
+    """YAML file of a plan to price: tokens, workers, prices; `jobs/plan.yaml` explains each key."""
     overwrite: bool = False
     """Let the names of the --quality runs point at runs with other settings."""
     plan: bool = False

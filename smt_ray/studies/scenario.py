@@ -1,18 +1,4 @@
-"""What a cost model prices: a plan, read from a YAML file.
-
-tokens: [1.0e+9, 1.0e+12]     # training tokens of the source
-preset: paper                 # sizes and batches; without it, those of the study
-config: {model: {width: 512, memory_tokens: 32}, teacher: {global_batch: 1024}}
-passes: {teacher: 1, transition: 1, dmt: 2}   # epochs; over labels after the teacher
-workers: 64
-gangs: 16                     # of runtime.gang-ranks each
-prices: {h100: 3.0, spot: 1.2}                # dollars an hour of one worker or gang rank
-worker: h100
-gang: spot                    # as `worker` where not given
-efficiency: 0.8               # as measured where not given
-rates: [runs/first/throughput.json]           # measurements of other studies
-flops_per_s: 2.0e+14          # what a process reaches, in place of any measurement
-"""
+"""What a cost model prices: a plan, read from a YAML file such as `jobs/plan.yaml`."""
 
 import difflib
 import math

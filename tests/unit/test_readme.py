@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import evaluate, generate, pretrain_lm, pretrain_pixels, solve_task
+from jobs import evaluate, generate, pretrain_lm, pretrain_pixels, scaling_study, solve_task
 from smt_ray.command_line import parse
 
 ROOT = Path(__file__).parents[2]
@@ -21,6 +21,7 @@ JOBS = {
     "pretrain_lm": pretrain_lm.parse,
     "pretrain_pixels": pretrain_pixels.parse,
     "solve_task": solve_task.parse,
+    "scaling_study": scaling_study.parse,
     "generate": lambda arguments: parse(generate.Options, arguments, ""),
     "evaluate": lambda arguments: parse(evaluate.Options, arguments, ""),
 }

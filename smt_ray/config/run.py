@@ -43,6 +43,8 @@ class RuntimeConfig:
     """Steps between checkpoints."""
     log_every: int = 25
     """Steps between lines of metrics.jsonl."""
+    wandb_project: str = ""
+    """Weights & Biases project that every stage's metrics also go to; needs the extra `wandb`."""
     max_failures: int = 3
     """Times that a stage restarts after a failed worker, or a batch after a failed rank."""
 
@@ -105,6 +107,9 @@ class RunConfig:
             "needs model.encoder=causal, which makes all memories in one pass; give --no-loss.dense"
         )
         require(causal or not self.loss.dense, "loss.dense", self.loss.dense, rule)
+        rule = "needs the memories of all timesteps; give --loss.dense as well"
+        both = self.loss.dense or not self.loss.dense_dynamics
+        require(both, "loss.dense-dynamics", self.loss.dense_dynamics, rule)
         for stage, train in self.stages().items():
             train.check(stage)
             rule = (

@@ -6,6 +6,7 @@ Legend: N rows, L sequence, K memory tokens, D width.
 import logging
 import os
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -97,6 +98,7 @@ class Gang:
         spec: EncoderSpec,
         runtime: RuntimeConfig,
         name: str,
+        rebuilding: Callable[[], object] = lambda: None,
         timeout_s: float = CALL_TIMEOUT_S,
     ) -> None:
         """Start the ranks, and let them encode once.
@@ -105,10 +107,11 @@ class Gang:
             spec: the encoder, and the number format of its labels.
             runtime: ranks, threads, devices, and the failures that one batch may meet.
             name: name of its placement group, unique in the cluster.
+            rebuilding: called each time that it is built again.
             timeout_s: longest wait for one batch.
         """
         self.spec, self.runtime, self.timeout_s = spec, runtime, timeout_s
-        self.name = name
+        self.name, self.rebuilding = name, rebuilding
         self.ranks: list[Any] = []
         self.encode(np.zeros((runtime.gang_ranks, 2), np.int64))
 
@@ -132,6 +135,7 @@ class Gang:
                         f"encoder gang of {self.runtime.gang_ranks} ranks: a batch of "
                         f"{len(tokens)} sequences failed {failures} times"
                     ) from error
+                self.rebuilding()
                 logger.warning("encoder gang: rebuilding after %s", type(error).__name__)
 
     def close(self) -> None:

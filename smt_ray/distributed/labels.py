@@ -30,6 +30,8 @@ from smt_ray.data.shards import (
 )
 from smt_ray.data.storage import Location
 from smt_ray.distributed.gang import EncoderSpec, Gang, release
+from smt_ray.distributed.meter import Meter
+from smt_ray.distributed.session import beside_driver
 from smt_ray.objectives.objective import hashed
 
 SPLITS = ("train", "validation")
@@ -60,7 +62,8 @@ def write_labels(
 
     Returns:
         `labels`: (sequence, timestep) pairs in both splits; `labels_per_s`: the rate at which this
-        call labelled the training split, start-up excluded (0 if it was done before); `seconds`.
+        call labelled the training split, start-up excluded (0 if it was done before);
+        `gang_rebuilds`: gangs built again after a lost rank or node; `seconds`.
 
     Raises:
         ValueError: naming the field at fault, if too few sequences are chosen for one global batch.
@@ -85,7 +88,7 @@ def write_labels(
         fields["targets"] = manifest.get("targets", False)
         shards[split] = [source / name for name in manifest["shards"]]
         ids[split] = _chosen(config, split, _ids(shards[split]))
-    rates = dict.fromkeys(SPLITS, 0.0)
+    rates, rebuilds = dict.fromkeys(SPLITS, 0.0), 0
     for split in SPLITS:
         directory = target / split
         if not (directory / MANIFEST).exists():
@@ -93,11 +96,13 @@ def write_labels(
             schema = label_schema(
                 length, model.memory_tokens, model.width, spec.dtype, targets=fields["targets"]
             )
-            rates[split] = _label(config, spec, schema, shards[split], directory, progress)
+            rates[split], lost = _label(config, spec, schema, shards[split], directory, progress)
+            rebuilds += lost
             _write_manifest(directory, fields, ids[split])
     return {
         "labels": length * sum(map(len, ids.values())),
         "labels_per_s": rates["train"],
+        "gang_rebuilds": rebuilds,
         "seconds": time.monotonic() - began,
     }
 
@@ -116,7 +121,7 @@ class Labeller:
         """Start the gang."""
         self.name = f"gang-{ray.get_runtime_context().get_actor_id()}"
         meter.join.remote(self.name)
-        self.gang = Gang(spec, runtime, self.name)
+        self.gang = Gang(spec, runtime, self.name, lambda: meter.rebuilt.remote(self.name))
         self.schema, self.meter = schema, meter
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -132,59 +137,6 @@ class Labeller:
         return pa.Table.from_arrays(columns, schema=self.schema)
 
 
-@ray.remote(num_cpus=0)
-class Meter:
-    """Knows a split's gangs, and clocks their batches."""
-
-    def __init__(self) -> None:
-        """Start with nothing labelled."""
-        self._gangs: set[str] = set()
-        self._begun: dict[str, float] = {}
-        self._ends: dict[str, list[tuple[float, int]]] = {}
-
-    def join(self, gang: str) -> None:
-        """Note a gang by name."""
-        self._gangs.add(gang)
-
-    def gangs(self) -> set[str]:
-        """Return the names of all gangs there were."""
-        return self._gangs
-
-    def begin(self, gang: str) -> None:
-        """Note that a batch begins."""
-        self._begun.setdefault(gang, time.monotonic())
-
-    def end(self, gang: str, labels: int) -> None:
-        """Note that a batch has ended with so many labels."""
-        self._ends.setdefault(gang, []).append((time.monotonic(), labels))
-
-    def rate(self) -> float:
-        """Return labels per second, 0 if there were none."""
-        return label_rate(self._begun, list(self._ends.values()))
-
-
-def label_rate(begun: dict[str, float], gangs: list[list[tuple[float, int]]]) -> float:
-    """Return labels per second while all gangs were at work: the sum of their own rates.
-
-    A gang's first batch, which pays for its start, is left out. With too few batches for that it is
-    the rate from the first begin to the last end.
-
-    Args:
-        begun: when each gang's first batch began.
-        gangs: when each gang's batches ended, and with how many labels, in order.
-    """
-    if not gangs:
-        return 0.0
-    start, stop = max(ends[0][0] for ends in gangs), min(ends[-1][0] for ends in gangs)
-    steady = [[(at, labels) for at, labels in ends if start <= at <= stop] for ends in gangs]
-    if min(map(len, steady)) > 1:
-        return sum(
-            sum(labels for _, labels in ends[1:]) / (ends[-1][0] - ends[0][0]) for ends in steady
-        )
-    last = max(ends[-1][0] for ends in gangs)
-    return sum(labels for ends in gangs for _, labels in ends) / (last - min(begun.values()))
-
-
 def _label(
     config: RunConfig,
     spec: EncoderSpec,
@@ -192,13 +144,13 @@ def _label(
     tokens: list[Location],
     directory: Location,
     progress: Location,
-) -> float:
-    """Write the label shards of one split; return the rate in labels per second."""
+) -> tuple[float, int]:
+    """Write the label shards of one split; return labels per second, and gangs built again."""
     runtime = config.runtime
     lists = sum(field.type.list_size for field in schema if pa.types.is_fixed_size_list(field.type))
     row_bytes = 4 * lists + schema.field("memory").type.byte_width
     batches = max(1, SHARD_BYTES // (row_bytes * runtime.gang_batch))
-    meter: Any = Meter.remote()  # type: ignore[attr-defined]
+    meter: Any = Meter.options(scheduling_strategy=beside_driver()).remote(config.name)  # type: ignore[attr-defined]
     with DataContext.current(_context(runtime, progress)):
         paths = [shard.path for shard in tokens]
         rows = ray.data.read_parquet(paths, filesystem=tokens[0].filesystem)
@@ -221,9 +173,10 @@ def _label(
             ray_remote_args={"num_cpus": 0},
         )
     # Ray Data ends its map actors, but the placement groups they made outlive that.
-    for gang in ray.get(meter.gangs.remote()):
+    gangs = ray.get(meter.gangs.remote())
+    for gang in gangs:
         release(gang)
-    return ray.get(meter.rate.remote())
+    return ray.get(meter.rate.remote()), sum(gangs.values())
 
 
 def _context(runtime: RuntimeConfig, progress: Location) -> DataContext:

@@ -17,7 +17,7 @@ import ray.train
 import torch
 from torch import Tensor
 
-from smt_ray.config import RuntimeConfig, TrainConfig
+from smt_ray.config import RunConfig, RuntimeConfig, TrainConfig
 from smt_ray.data.reader import Batch, Stream
 from smt_ray.data.storage import Location
 from smt_ray.distributed.checkpoint import Checkpoint, State, save_checkpoint
@@ -35,6 +35,10 @@ UNSCORED = sys.float_info.max
 
 class Program(Protocol):
     """What one stage trains; it travels to the workers, so it holds places and settings only."""
+
+    @property
+    def config(self) -> RunConfig:
+        """The run that it belongs to."""
 
     @property
     def stage(self) -> str:
@@ -116,7 +120,8 @@ class Training:
         self.held_out = self.program.validation(rank, world)
         self.log = self.reporter = None
         if rank == 0:
-            self.log = MetricsLog(assignment.output, self.program.stage, self.done)
+            program, output = self.program, assignment.output
+            self.log = MetricsLog(program.config, output, program.stage, self.done)
             self.reporter = Reporter(assignment.board)
         self.loss = self.rate = 0.0
         self.trace: Trace | None = None

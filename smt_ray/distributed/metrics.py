@@ -1,4 +1,4 @@
-"""What a training run writes down: `metrics.jsonl`, TensorBoard events, and the progress line."""
+"""What a training run writes down: `metrics.jsonl`, TensorBoard events, and who else is told."""
 
 import json
 import shutil
@@ -7,23 +7,33 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
+from smt_ray.config import RunConfig
 from smt_ray.data.storage import Location
+from smt_ray.distributed.prometheus import show
+from smt_ray.distributed.weights_and_biases import WandbRun
 
 FLUSH_S = 10.0
 Row = dict[str, Any]
 
 
 class MetricsLog:
-    """Rows of one stage, kept by rank 0 and rewritten whole, so that any store will do."""
+    """Rows of one stage, kept by rank 0 and rewritten whole, so that any store will do.
 
-    def __init__(self, directory: Location, stage: str, step: int) -> None:
+    TensorBoard, Prometheus and, where the run asks for it, Weights & Biases are told each row.
+    """
+
+    def __init__(self, config: RunConfig, directory: Location, stage: str, step: int) -> None:
         """Go on after `step`: later rows of an interrupted try are dropped."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self.directory, self.stage = directory, stage
+        self.directory, self.stage, self.run = directory, stage, config.name
         self.rows = [row for row in read_metrics(directory) if row["step"] <= step]
-        self._local = Path(mkdtemp(prefix="smt-ray-tensorboard-"))
-        self._board = SummaryWriter(str(self._local), purge_step=step + 1)
+        self._local = Path(mkdtemp(prefix="smt-ray-metrics-"))
+        self._events = self._local / "tensorboard"
+        self._board = SummaryWriter(str(self._events), purge_step=step + 1)
+        self._wandb = None
+        if config.runtime.wandb_project:
+            self._wandb = WandbRun(config, stage, directory, self._local)
         self._flushed = time.monotonic()
 
     def add(self, step: int, values: Row) -> None:
@@ -31,6 +41,9 @@ class MetricsLog:
         self.rows.append({"stage": self.stage, "step": step, **values})
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
+        show({"step": step, **values}, self.run, self.stage)
+        if self._wandb:
+            self._wandb.add(step, values)
         if time.monotonic() - self._flushed > FLUSH_S:
             self.flush()
 
@@ -39,13 +52,15 @@ class MetricsLog:
         text = "".join(json.dumps(row) + "\n" for row in self.rows)
         (self.directory / "metrics.jsonl").write_text(text)
         self._board.flush()
-        Location.of(self._local).copy_to((self.directory / "tensorboard").make_dir())
+        Location.of(self._events).copy_to((self.directory / "tensorboard").make_dir())
         self._flushed = time.monotonic()
 
     def close(self) -> None:
         """Write everything, and remove the local copy."""
         self.flush()
         self._board.close()
+        if self._wandb:
+            self._wandb.close()
         shutil.rmtree(self._local)
 
 

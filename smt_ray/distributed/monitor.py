@@ -12,7 +12,7 @@ from typing import Any
 import ray
 from tqdm import tqdm
 
-from smt_ray.distributed.session import stop
+from smt_ray.distributed.session import beside_driver, stop
 from smt_ray.evaluation.table import duration
 
 logger = logging.getLogger(__name__)
@@ -79,7 +79,8 @@ class Monitor:
 
     def __enter__(self) -> "Monitor":
         """Begin to show and to listen."""
-        self.board: Any = Board.remote()  # type: ignore[attr-defined]
+        beside = Board.options(scheduling_strategy=beside_driver())  # type: ignore[attr-defined]
+        self.board: Any = beside.remote()
         self._training = False
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._show, daemon=True)
@@ -106,12 +107,19 @@ class Monitor:
 
     def _show(self) -> None:
         """Show a bar on a terminal, and plain lines elsewhere."""
-        bar, first, said = None, None, time.monotonic()
+        bar, first, said, reached = None, None, time.monotonic(), 0
         while not self._done.wait(EVERY_S):
             latest: Progress | None = ray.get(self.board.latest.remote())
             if latest is None:
                 continue
             now = time.monotonic()
+            if latest.step < reached:
+                logger.warning(
+                    "%s: lost a worker after step %d; going on from step %d",
+                    *(latest.stage, reached, latest.step),
+                )
+                first = None
+            reached = latest.step
             if first is None:
                 first, self._training = (latest.step, now), True
             if sys.stderr.isatty():

@@ -13,6 +13,7 @@ from smt_ray.distributed.checkpoint import Checkpoint
 from smt_ray.distributed.loop import Assignment, Program, train_worker
 from smt_ray.distributed.metrics import read_metrics
 from smt_ray.distributed.monitor import Monitor
+from smt_ray.distributed.prometheus import Failures
 from smt_ray.distributed.session import WORKER_ENVIRONMENT
 
 
@@ -55,6 +56,7 @@ def fit(
                     checkpoint_score_attribute="validation/loss",
                     checkpoint_score_order="min",
                 ),
+                callbacks=[Failures(program.config.name, program.stage)],  # type: ignore[list-item]
                 worker_runtime_env={"env_vars": WORKER_ENVIRONMENT},
             ),
         )

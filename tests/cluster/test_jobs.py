@@ -1,25 +1,16 @@
 """Job submission from start to end: a head with a token, a job that is stopped and goes on."""
 
-import contextlib
 import json
-import os
-import re
-import socket
-import subprocess
 import sysconfig
-import tempfile
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pytest
+
+from tests.cluster.head import Head, free_port, launched, wait
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
-ROOT = Path(__file__).parents[2]
-DEFAULT_ADDRESS = Path("/tmp/ray/ray_current_cluster")  # what other drivers on this machine join
 STEPS = 1500
 ARGUMENTS = (
     *("--data.sequence-length", "16", "--loss.horizon", "2", "--loss.timesteps", "1"),
@@ -31,100 +22,19 @@ ARGUMENTS = (
 )
 
 
-@dataclass
-class Head:
-    """A Ray head of this test's own, and the client's way to it."""
-
-    home: Path
-    environment: dict[str, str]
-
-    def client(self, *arguments: object, **changes: str) -> subprocess.CompletedProcess[str]:
-        """Run `ray ...` from the root of the project."""
-        return subprocess.run(
-            ["ray", *map(str, arguments)],
-            cwd=ROOT,
-            env=self.environment | changes,
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
-
-    def submit(self, name: str, *command: object, wait: bool = True, **changes: str) -> str:
-        """Submit a job as the documentation says; return what was said."""
-        options = ["--runtime-env", "jobs/runtime_env.yaml", "--submission-id", name]
-        options += [] if wait else ["--no-wait"]
-        result = self.client(
-            *("job", "submit", "--working-dir", ".", *options, "--", *command), **changes
-        )
-        return result.stdout + result.stderr
-
-    def logs(self, name: str) -> str:
-        """Return the output of a job so far."""
-        return self.client("job", "logs", name).stdout
-
-    def end_of(self, name: str) -> str:
-        """Return how a job ended: `succeeded`, `failed` or `was stopped`."""
-        result = self.client("job", "status", name)
-        found = re.search(f"Job '{name}' ([a-z ]+)", result.stdout + result.stderr)
-        assert found, result
-        return found[1]
-
-
-def free_port() -> int:
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        return int(held.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
-    """Start a head beside any other Ray: own ports, own files, own token; end what it started."""
-    before = DEFAULT_ADDRESS.read_text() if DEFAULT_ADDRESS.exists() else None
-    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as place:
-        home, dashboard = Path(place), free_port()
-        scripts = sysconfig.get_path("scripts")
-        environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
-            "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
-            "HOME": place,
-            "RAY_AUTH_MODE": "token",
-            "RAY_TMPDIR": place,
-            "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
-        }
-        head = Head(home, environment)
-        assert head.client("get-auth-token", "--generate").returncode == 0
+    """Start a head of this module's own."""
+
+    def command(place: Path, dashboard: int) -> list[str]:
         ports = {"port": free_port(), "ray-client-server-port": free_port()}
         ports |= {"dashboard-port": dashboard, "dashboard-agent-listen-port": free_port()}
-        command = ["ray", "start", "--head", "--block", "--num-cpus", "8", "--temp-dir", place]
-        command += ["--dashboard-host", "127.0.0.1", "--disable-usage-stats"]
-        command += [f"--{name}={port}" for name, port in ports.items()]
-        with (
-            open(home / "start.log", "w") as log,
-            subprocess.Popen(command, env=environment, stdout=log, stderr=log) as process,
-        ):
-            try:
-                wait(lambda: head.client("job", "list").returncode == 0, 120)
-                yield head
-            finally:
-                end(process)
-    assert before == (DEFAULT_ADDRESS.read_text() if DEFAULT_ADDRESS.exists() else None)
+        words = ["ray", "start", "--head", "--block", "--num-cpus", "8", "--temp-dir", str(place)]
+        words += ["--dashboard-host", "127.0.0.1", "--disable-usage-stats"]
+        return words + [f"--{name}={port}" for name, port in ports.items()]
 
-
-def end(process: subprocess.Popen[bytes]) -> None:
-    """End a process and all that it started."""
-    started = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    process.terminate()
-    for left in psutil.wait_procs(started, timeout=10)[1]:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            left.kill()
-
-
-def wait(condition, seconds):
-    """Wait until `condition()` holds."""
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "it took too long"
-        time.sleep(1)
+    with launched(command, {}) as head:
+        yield head
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,71 @@
+"""The clock of the label factory, an actor: how fast gangs are, and how often one was rebuilt."""
+
+import time
+
+import ray
+
+from smt_ray.distributed.prometheus import count
+
+STAGE = "labels"
+
+
+@ray.remote(num_cpus=0)
+class Meter:
+    """Knows a split's gangs, and clocks their batches."""
+
+    def __init__(self, run: str) -> None:
+        """Start with nothing labelled by `run`."""
+        self._run = run
+        self._rebuilds: dict[str, int] = {}
+        self._begun: dict[str, float] = {}
+        self._ends: dict[str, list[tuple[float, int]]] = {}
+
+    def join(self, gang: str) -> None:
+        """Note a gang by name; a second time, that it was built again by a new owner."""
+        if gang in self._rebuilds:
+            self.rebuilt(gang)
+        self._rebuilds.setdefault(gang, 0)
+
+    def rebuilt(self, gang: str) -> None:
+        """Note that a gang was built again."""
+        self._rebuilds[gang] += 1
+        count("smt_ray_gang_rebuilds", self._run, STAGE)
+
+    def gangs(self) -> dict[str, int]:
+        """Return how often each gang was rebuilt, by name."""
+        return self._rebuilds
+
+    def begin(self, gang: str) -> None:
+        """Note that a batch begins."""
+        self._begun.setdefault(gang, time.monotonic())
+
+    def end(self, gang: str, labels: int) -> None:
+        """Note that a batch has ended with so many labels."""
+        self._ends.setdefault(gang, []).append((time.monotonic(), labels))
+        count("smt_ray_labels", self._run, STAGE, labels)
+
+    def rate(self) -> float:
+        """Return labels per second, 0 if there were none."""
+        return label_rate(self._begun, list(self._ends.values()))
+
+
+def label_rate(begun: dict[str, float], gangs: list[list[tuple[float, int]]]) -> float:
+    """Return labels per second while all gangs were at work: the sum of their own rates.
+
+    A gang's first batch, which pays for its start, is left out. With too few batches for that it is
+    the rate from the first begin to the last end.
+
+    Args:
+        begun: when each gang's first batch began.
+        gangs: when each gang's batches ended, and with how many labels, in order.
+    """
+    if not gangs:
+        return 0.0
+    start, stop = max(ends[0][0] for ends in gangs), min(ends[-1][0] for ends in gangs)
+    steady = [[(at, labels) for at, labels in ends if start <= at <= stop] for ends in gangs]
+    if min(map(len, steady)) > 1:
+        return sum(
+            sum(labels for _, labels in ends[1:]) / (ends[-1][0] - ends[0][0]) for ends in steady
+        )
+    last = max(ends[-1][0] for ends in gangs)
+    return sum(labels for ends in gangs for _, labels in ends) / (last - min(begun.values()))

@@ -41,9 +41,7 @@ def test_trials_share_a_teacher_and_one_that_fails_stops_no_other(tmp_path, capl
     assert counts == {"trials": 2, "finished": 1, "failed": 1, "stopped": 0}
     assert (summary["teachers"], summary["label_sets"], summary["best"]) == (1, 1, "001")
     made = [path.name.partition("-")[0] for path in (tmp_path / "artifacts").iterdir()]
-    assert {stage: made.count(stage) for stage in ("tokens", "teacher", "labels", "dmt")} == dict(
-        tokens=1, teacher=1, labels=1, dmt=1
-    )
+    assert all(made.count(stage) == 1 for stage in ("tokens", "teacher", "labels", "dmt"))
     assert "made by another run; waiting for it" in caplog.text
     with open(tmp_path / "cells" / "sweep.csv") as file:
         failed, finished = csv.DictReader(file)

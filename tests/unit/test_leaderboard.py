@@ -80,7 +80,7 @@ def test_memory_size_and_encoder_depth_are_the_maps_axes():
 def test_a_cell_of_the_map_is_the_best_of_its_trials_and_empty_without_one():
     (axes,) = landscape.heat_figure(POINTS, KEYS[0], KEYS[1], "bits", higher=False).axes
     assert {text.get_text() for text in axes.texts} == {"2.5", "2.25", "2.75"}
-    grid = np.ma.filled(np.ma.asarray(axes.collections[0].get_array()), np.nan)
+    grid: np.ndarray = np.ma.filled(np.ma.asarray(axes.collections[0].get_array()), np.nan)
     assert np.array_equal(grid, [[2.5, 2.25, np.nan], [np.nan, np.nan, 2.75]], equal_nan=True)
     (axes,) = landscape.heat_figure(POINTS, KEYS[0], KEYS[1], "bits", higher=True).axes
     assert "2.3" in {text.get_text() for text in axes.texts}
@@ -90,8 +90,8 @@ def test_lines_run_from_axis_to_axis_and_the_best_is_drawn_last():
     points = [({"a": a, "b": b}, s) for a, b, s in ((1, "x", 3.0), (10, "y", 1.0), (100, "x", 2.0))]
     (axes,) = landscape.parallel_figure(points, "bits", higher=False).axes
     drawn = [np.asarray(line.get_xydata()) for line in axes.lines]
-    lines = [points[:, 1] for points in drawn if len(points) == 3]
-    assert np.allclose(lines, [[0, 0, 1], [1, 0, 0.5], [0.5, 1, 0]])
+    lines: list[np.ndarray] = [line[:, 1] for line in drawn if len(line) == 3]
+    assert np.allclose(np.stack(lines), np.array([[0, 0, 1], [1, 0, 0.5], [0.5, 1, 0]]))
 
 
 @pytest.mark.parametrize("entries", [ENTRIES, ENTRIES[1:2], ENTRIES[:1], []])

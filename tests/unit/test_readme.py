@@ -10,6 +10,8 @@ import pytest
 
 from jobs import evaluate, generate, pretrain_lm, pretrain_pixels, scaling_study, solve_task
 from smt_ray.command_line import parse
+from smt_ray.studies.options import Sweeper
+from smt_ray.studies.sweep import Sweep
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -22,6 +24,7 @@ JOBS = {
     "pretrain_pixels": pretrain_pixels.parse,
     "solve_task": solve_task.parse,
     "scaling_study": scaling_study.parse,
+    "sweep": lambda arguments: Sweep(Sweeper(arguments)),
     "generate": lambda arguments: parse(generate.Options, arguments, ""),
     "evaluate": lambda arguments: parse(evaluate.Options, arguments, ""),
 }

@@ -20,19 +20,27 @@ _APART = ("name", "storage", "preset", "evaluation")
 
 
 def kept(
-    directory: Location, name: str, settings: Mapping[str, Any], make: Callable[[], Row]
+    directory: Location,
+    name: str,
+    settings: Mapping[str, Any],
+    make: Callable[[], Row],
+    turn: str = "",
 ) -> Row:
-    """Return the point `name` under these settings: from its file in `directory`, or made now."""
+    """Return the point `name` under these settings: from its file in `directory`, or made now.
+
+    `turn`, as "3 of 11", says how far the study is.
+    """
+    said = f"{turn}: {name}" if turn else name
     mark = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
     file = directory / f"{name}-{mark}.json"
     if file.exists():
-        logger.info("%s: found", name)
+        logger.info("%s: found", said)
         return file.read_json()
     began = time.monotonic()
     row = make()
     directory.make_dir()
     file.write_json(row)
-    logger.info("%s: made in %s", name, duration(time.monotonic() - began))
+    logger.info("%s: made in %s", said, duration(time.monotonic() - began))
     return row
 
 

@@ -70,8 +70,9 @@ def quality_rows(found: Sequence[Trial], directory: Location, *, overwrite: bool
             trial.name,
             {k: v for k, v in trial.config.to_dict().items() if k not in {"storage", "runtime"}},
             lambda trial=trial: _row(trial, run(trial.config, overwrite=overwrite)),  # type: ignore[misc]
+            f"{turn} of {len(found)}",
         )
-        for trial in found
+        for turn, trial in enumerate(found, start=1)
     ]
 
 

@@ -61,7 +61,7 @@ class Throughput:
         return points
 
     def _points(self) -> Iterator[Point]:
-        for plan in self.planned:
+        for turn, plan in enumerate(self.planned, start=1):
             settings = settings_of(plan.config) | {"steps": self.steps, "stage": plan.stage}
             make = self._labels if plan.stage == "labels" else self._training
             row = kept(
@@ -69,6 +69,7 @@ class Throughput:
                 plan.name,
                 settings,
                 lambda plan=plan, make=make: asdict(make(plan)),  # type: ignore[misc]
+                f"{turn} of {len(self.planned)}",
             )
             # Base of one study, weak of another: where it stands is not a part of the point.
             yield Point(**row | {"scaling": plan.scaling})

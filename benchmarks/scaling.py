@@ -1,6 +1,6 @@
 """How two workers scale, and how well a cost is predicted, at the paper's widths on two cores.
 
-python -m benchmarks.scaling [--quick] [--sizes paper|tiny] [--directory DIR]
+python -m benchmarks.scaling [--quick] [--sizes paper|tiny] [--turns N] [--directory DIR]
 
 Prints, last, one line of JSON. `weak_efficiency_2_<stage>`: the rate of two workers (of `labels`:
 gangs) over twice that of one, the median of the ratios of several turns; each worker has one thread
@@ -16,7 +16,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +66,14 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="8 steps and 3 turns: 12 minutes")
     parser.add_argument("--sizes", choices=SIZES, default="paper", help="widths and depths")
+    parser.add_argument("--turns", type=int, help="turns of one and two workers")
     parser.add_argument("--directory", help="keep the points here, and go on from them")
     options = parser.parse_args(arguments)
     configure_logging()
     # Ray Train looks for reports every 2 s: as long as what is measured here.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
     effort = QUICK if options.quick else WHOLE
+    effort = replace(effort, turns=options.turns or effort.turns)
     with tempfile.TemporaryDirectory(prefix="smt-ray-scaling-") as fresh:
         place = Path(options.directory or fresh).absolute()
         figures = scaling_figures(place, effort, SIZES[options.sizes])

@@ -5,10 +5,12 @@ from dataclasses import replace
 import pytest
 
 from jobs.scaling_study import described, parse
+from smt_ray.data.storage import Location
 from smt_ray.distributed.meter import label_rate
 from smt_ray.distributed.trace import covered
+from smt_ray.evaluation.study import Study, write_study
 from smt_ray.presets import on_text
-from smt_ray.studies.chapters import terminal_table, throughput_table
+from smt_ray.studies.chapters import Result, chapters, terminal_table, throughput_table
 from smt_ray.studies.measurements import (
     Point,
     measurements,
@@ -16,7 +18,10 @@ from smt_ray.studies.measurements import (
     throughput_rows,
     training_times,
 )
+from smt_ray.studies.quality import compression_rows, curves
 from smt_ray.studies.scaling import cost_rows, read_points, scaling_study
+from smt_ray.studies.scenario import Plan, Scenario
+from smt_ray.studies.space import Choice
 
 TINY = on_text("tiny")
 
@@ -143,6 +148,58 @@ def test_a_study_of_costs_alone_writes_its_page(tmp_path):
     (tmp_path / "costs" / "config.yaml").write_text("")
     with pytest.raises(ValueError, match=r"^name=costs: is that of a run or a sweep"):
         scaling_study(design)
+
+
+def test_a_page_has_a_section_for_each_question(tmp_path):
+    axis = Choice("model.width", (16, 32, 64, 128))
+    runs = [
+        {
+            "run": f"study.{width}",
+            "fields": {"model.width": width},
+            "parameters": width**2,
+            "parameters_teacher": 2 * width**2,
+            "context": 128,
+            "memory": 4 * width,
+            "tokens": 1e6,
+            "flops": 1e6 * width**2,
+            "bptt_flops": 2e6 * width**2,
+            "unit": "bits per byte",
+            "teacher_bits": 4 * width**-0.2,
+            "rnn_bits": 5 * width**-0.2,
+            "bptt_bits": 6 * width**-0.2,
+        }
+        for width in axis.values
+    ]
+    result = Result(
+        Location.of(tmp_path),
+        throughput_rows([BASE, point("weak", 2, 180.0), point("strong", 2, 150.0), LABELS]),
+        runs,
+        curves(runs, [axis], TINY),
+        compression_rows(runs),
+        cost([Scenario(run=TINY, vocabulary=256, tokens=1e9, passes={}, workers=2, gangs=1)]),
+    )
+    sections = chapters(result)
+    assert [section.title for section in sections] == [
+        "How does it scale in workers?",
+        "How does it scale in size?",
+        "How small may the memory be?",
+        "What would it cost?",
+    ]
+    pictures = {file.name for file in Location.of(tmp_path).files(".png")}
+    assert pictures == {
+        "efficiency.png", "shares.png", "quality-0.png", "quality-1.png", "compression.png"
+    }  # fmt: skip
+    laws = sections[1].tables[0]
+    assert laws.rows[1][:5] == ["rnn_bits", "parameters", "model.width", "4", "b x^-c"]
+    assert laws.rows[1][-1] == "0.1 (0.1 to 0.1)"
+    write_study(Location.of(tmp_path), Study(title="study", sections=sections))
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<svg") == len(pictures)
+
+
+def cost(scenarios):
+    plan = Plan(scenarios=tuple(scenarios), rates=(), flops_per_s=1e14)
+    return cost_rows(plan, [])
 
 
 def test_measurements_of_other_studies_are_read(tmp_path):

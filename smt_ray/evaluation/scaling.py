@@ -114,8 +114,8 @@ def compression_figure(rows: Rows, *, unit: str) -> Figure:
         points = [(row["flops"], row["memory"]) for row in rows if row["target_bits"] == target]
         flops, memory = zip(*sorted(points), strict=True)
         axes.step([*flops, 1.3 * last], [*memory, memory[-1]], where="post", marker="o",
-                  markersize=4, color=colors[number % len(colors)],
-                  label=f"{target:.3f} {unit}")  # fmt: skip
+                  markersize=4, markevery=slice(0, len(flops)),
+                  color=colors[number % len(colors)], label=f"{target:.3f} {unit}")  # fmt: skip
     axes.set_xscale("log")
     axes.set_yscale("log", base=2)
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.0f}"))

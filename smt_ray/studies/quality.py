@@ -14,7 +14,7 @@ from smt_ray.studies.space import Choice, Fields, grid, nested, written
 
 MEASURES = ("teacher_bits", "rnn_bits", "bptt_bits")
 QUANTITIES = {
-    "parameters": "parameters of the RNN",
+    "parameters": "parameters of the model",
     "context": "context L",
     "memory": "memory K * D",
     "tokens": "teacher's training tokens",

@@ -1,0 +1,199 @@
+"""`docs/results.md` from the measurements under `docs/results/`: tables, figures, their commands.
+
+python -m benchmarks.results
+"""
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import jinja2
+from matplotlib import rc_context
+
+from benchmarks import ablations, method, tasks
+from benchmarks.pool import Result
+from smt_ray.evaluation.plots import SERIES, STYLE, new_figure
+
+DOCS = Path(__file__).parents[1] / "docs"
+TEMPLATE = Path(__file__).with_suffix(".md.j2")
+
+
+def read(directory: Path) -> dict[str, Result]:
+    """Return the results of a directory by name; none if there is no such directory."""
+    return {file.stem: json.loads(file.read_text()) for file in sorted(directory.glob("*.json"))}
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Return a Markdown table; numbers have three digits after the point."""
+
+    def text(value: object) -> str:
+        return f"{value:.3f}" if isinstance(value, float) else "-" if value is None else str(value)
+
+    lines = [head, ["---"] * len(head), *([text(value) for value in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def spread(values: Sequence[float]) -> str:
+    """Return the mean, and least and greatest where there are several."""
+    mean = f"{fmean(values):.3f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.3f} to {max(values):.3f})"
+
+
+def of_tasks(results: dict[str, Result]) -> dict[str, Any]:
+    """Return who solves which task."""
+    groups: dict[tuple[str, int, str], dict[float, list[Result]]] = {}
+    for cell in results.values():
+        key = (cell["task"], cell["length"], cell["method"])
+        groups.setdefault(key, {}).setdefault(cell["rate"], []).append(cell)
+    rows = []
+    for (task, length, method_name), rates in sorted(groups.items()):
+        rate = min(rates, key=lambda rate: fmean(cell["bits"] for cell in rates[rate]))
+        cells = rates[rate]
+        accuracy = [cell["accuracy"] for cell in cells]
+        times = [cell["solved_after"] for cell in cells]
+        ours = method_name == "smt"
+        chosen = "" if ours else f", rate {rate:g} ({len(rates)} tried)"
+        rows.append(
+            [
+                task,
+                length,
+                method_name.replace("_", " ") + chosen,
+                spread(accuracy),
+                f"{sum(value >= tasks.SOLVED for value in accuracy)} of {len(cells)}",
+                None if None in times else f"{fmean(times):.0f} s",
+                spread([cell["teacher"] for cell in cells]) if ours else None,
+                spread([cell["one_step"] for cell in cells]) if ours else None,
+                spread([cell["accuracy_4L"] for cell in cells]),
+            ]
+        )
+    head = ["task", "L", "method", "accuracy", "solved", "after", "teacher", "one step", "at 4L"]
+    draw("tasks", _task_curves(results))
+    return {
+        "table": table(head, rows),
+        "seconds": max(cell["seconds"] for cell in results.values()),
+        "seeds": seeds(results),
+    }
+
+
+def _task_curves(results: dict[str, Result]) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """Return the scores on the way of the first seed: SMT's after those of its teacher."""
+    panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for cell in results.values():
+        if cell["seed"] or cell["method"] not in {"smt", "bptt"}:
+            continue
+        curves = panels.setdefault(f"{cell['task']}, L = {cell['length']}", {})
+        if cell["method"] == "smt":
+            before = sum(s["seconds"] for name, s in cell["stages"].items() if name != "dmt")
+            curves["teacher"] = cell["scores"]["teacher"]
+            curves["rnn"] = [(before + at, score) for at, score in cell["scores"]["dmt"]]
+        else:
+            better = max(curves.get("bptt", []), cell["scores"]["bptt"], key=_last)
+            curves["bptt"] = better
+    return panels
+
+
+def _last(curve: Sequence[Sequence[float]]) -> float:
+    return curve[-1][1] if curve else float("-inf")
+
+
+def of_method(results: dict[str, Result]) -> dict[str, Any]:
+    """Return encoders, modes of DMT, and text against length."""
+    found = method.figures(results)
+    modes = [
+        [mode.replace("_", " "), found[f"bits_{mode}"], found[f"drift_{mode}"]]
+        for mode in ("before_dmt", *method.MODES)
+    ]
+    speeds = {name: value for name, value in found.items() if name.startswith("dmt_speedup")}
+    lengths = sorted(int(name.rpartition("_L")[2]) for name in found if "smt_bits" in name)
+    kinds = {"smt": "SMT and DMT", "bptt": "BPTT", "bptt_truncated": "BPTT, cut every 64"}
+    by_length = [
+        [f"L = {length}", *(found.get(f"{kind}_bits_L{length}") for kind in kinds)]
+        for length in lengths
+    ]
+    rates = [
+        [name.rpartition("-")[0], f"{result['rate']:g}", result["bits"], result["steps"]]
+        for name, result in results.items()
+        if name.startswith("bptt")
+    ]
+    return {
+        "figures": found,
+        "modes": table(["mode", "bits", "drift (NMSE)"], modes),
+        "speeds": ", ".join(
+            f"{'not reached' if value is None else f'{value:.2f}'} at L = {name.rpartition('L')[2]}"
+            for name, value in speeds.items()
+        ),
+        "lengths": table(["", *kinds.values()], by_length),
+        "rates": table(["measurement", "rate", "bits", "steps"], rates),
+    }
+
+
+def of_pixels(results: dict[str, Result]) -> dict[str, Any]:
+    """Return bits per pixel of every method and rate."""
+    groups: dict[str, list[float]] = {}
+    for name, result in results.items():
+        groups.setdefault(name.rpartition("-seed")[0], []).append(result["bits"])
+    taught = [result["teacher_bits"] for result in results.values() if "teacher_bits" in result]
+    rows = [[name, spread(values)] for name, values in {**groups, "teacher of smt": taught}.items()]
+    return {"table": table(["method", "bits per pixel"], rows), "seeds": seeds(results)}
+
+
+def of_ablations(results: dict[str, Result]) -> dict[str, Any]:
+    """Return what each part brings."""
+    found = ablations.figures(results)
+    names = [name for name in (*ablations.CHANGES, *ablations.DMT) if f"{name}_bits" in found]
+    rows = [
+        [name, *(found.get(f"{name}_{figure}") for figure in ("teacher_bits", "bits", "drift"))]
+        for name in names
+    ]
+    head = ["change", "teacher", "RNN", "drift (NMSE)"]
+    scale = next(iter(results.values()))["limit"] / ablations.SECONDS
+    return {"table": table(head, rows), "seeds": seeds(results), "scale": f"{scale:g}"}
+
+
+def seeds(results: dict[str, Result]) -> int:
+    """Return how many seeds the results are of."""
+    return len({name.rpartition("-seed")[2] for name in results})
+
+
+def draw(name: str, panels: Mapping[str, Mapping[str, Sequence[Sequence[float]]]]) -> None:
+    """Draw a panel for each group of curves, to `docs/results/NAME.png`."""
+    rows = -(-len(panels) // 3)
+    with rc_context(STYLE):
+        figure = new_figure(2.0 * rows)
+        for place, (title, curves) in enumerate(panels.items(), start=1):
+            axes = figure.add_subplot(rows, 3, place, title=title, ylim=(0, 1.02))
+            for key, curve in curves.items():
+                if curve:
+                    series, (x, y) = SERIES[key], zip(*curve, strict=True)
+                    style = {"color": series.color, "linestyle": series.dashes}
+                    axes.plot(x, y, label=series.label, linewidth=series.width, **style)
+            if place == 1:
+                axes.legend(frameon=False)
+        figure.savefig(DOCS / "results" / f"{name}.png", dpi=120, facecolor="white")
+
+
+PARTS: dict[str, Callable[[dict[str, Result]], dict[str, Any]]] = {
+    "tasks": of_tasks,
+    "method": of_method,
+    "pixels": of_pixels,
+    "ablations": of_ablations,
+}
+
+
+def main() -> int:
+    """Write the page."""
+    found = {name: read(DOCS / "results" / name) for name in PARTS}
+    parts = {name: PARTS[name](results) if results else None for name, results in found.items()}
+    template = jinja2.Environment(
+        autoescape=False, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    ).from_string(TEMPLATE.read_text())
+    (DOCS / "results.md").write_text(template.render(parts) + "\n")
+    print(DOCS / "results.md")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -63,7 +63,7 @@ def connect(runtime: RuntimeConfig, runs: int = 1) -> None:
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
     cpus = max(os.cpu_count() or 1, runs * cpus_needed(runtime))
     # Processes that Ray starts at once, the cores by default; it warns of four times as many.
-    at_once = cpus + 8 * (runs - 1)
+    at_once = cpus + 4 * runs
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(at_once))
     settings: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     try:

@@ -38,7 +38,7 @@ class Head:
             env=self.environment | changes,
             capture_output=True,
             text=True,
-            timeout=600,
+            timeout=1200,
         )
 
     def submit(self, name: str, *command: object, wait: bool = True, **changes: str) -> str:
@@ -61,20 +61,24 @@ class Head:
         assert found, result
         return found[1]
 
-    def actors(self, name: str) -> list[dict[str, Any]]:
-        """Return what the dashboard says of the living actors of a class."""
-        wanted = [("class_name", name), ("state", "ALIVE")]
-        query = "&".join(
-            f"filter_keys={key}&filter_predicates=%3D&filter_values={value}"
-            for key, value in wanted
-        )
+    def ask(self, path: str) -> Any:
+        """Return what the dashboard answers."""
         token = (self.home / ".ray" / "auth_token").read_text()
         request = urllib.request.Request(
-            f"{self.environment['RAY_API_SERVER_ADDRESS']}/api/v0/actors?{query}",
+            f"{self.environment['RAY_API_SERVER_ADDRESS']}{path}",
             headers={"Authorization": f"Bearer {token}"},
         )
         with urllib.request.urlopen(request, timeout=60) as answer:
-            return json.load(answer)["data"]["result"]["result"]
+            return json.load(answer)
+
+    def actors(self, name: str) -> list[dict[str, Any]]:
+        """Return what the dashboard says of the living actors of a class."""
+        wanted = {"class_name": name, "state": "ALIVE"}
+        query = "&".join(
+            f"filter_keys={key}&filter_predicates=%3D&filter_values={value}"
+            for key, value in wanted.items()
+        )
+        return self.ask(f"/api/v0/actors?{query}")["data"]["result"]["result"]
 
 
 def free_port() -> int:

@@ -1,4 +1,4 @@
-"""Every command of the README is parsed by what it calls, and every module it names is there."""
+"""Commands of the README and of docs/cluster.md are parsed; the modules that it names are there."""
 
 import itertools
 import re
@@ -10,12 +10,14 @@ import pytest
 
 from jobs import evaluate, generate, pretrain_lm, pretrain_pixels, scaling_study, solve_task
 from smt_ray.command_line import parse
+from smt_ray.distributed.prometheus import COUNTERS, GAUGES
 from smt_ray.studies.options import Sweeper
 from smt_ray.studies.sweep import Sweep
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+CLUSTER = (ROOT / "docs" / "cluster.md").read_text()
+BLOCKS = re.findall(r"```bash\n(.*?)```", README + CLUSTER, re.DOTALL)
 LINES = "\n".join(BLOCKS).replace("\\\n", " ").splitlines()
 COMMANDS = [words for line in LINES if (words := shlex.split(line, comments=True))]
 
@@ -33,6 +35,15 @@ JOBS = {
 def test_the_blocks_are_found():
     assert ["make", "pretrain"] in COMMANDS
     assert ["make", "test"] in COMMANDS
+    assert ["ray", "up", "--yes", "cluster.yaml"] in COMMANDS
+
+
+def test_every_series_is_documented():
+    named = dict(GAUGES.values())
+    rows = [f"| `ray_{name}` | gauge |" for name in named]
+    rows += [f"| `ray_{name}_total` | counter |" for name in COUNTERS]
+    assert all(row in CLUSTER for row in rows)
+    assert CLUSTER.count("| `ray_smt_ray_") == len(rows)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,8 @@ class LossConfig:
     """Compare only equal memory slots in Eq. 4."""
     dense: bool = True
     """Also decode the next target alone (F = 1) at every timestep."""
+    dense_dynamics: bool = False
+    """Take Eq. 3 over all timesteps, not over the S sampled ones."""
     whiten_dynamics: bool = False
     """Divide Eq. 3 by the variance of each memory slot over the batch, so that a collapse of the
     memory does not lower it."""

@@ -78,6 +78,8 @@ class Teacher(Objective):
             decoded = _at(memory, timesteps)
             now, after = _at(memory, timesteps[:, :-1]), _at(memory, timesteps[:, :-1] + 1)
             first = memory[:, :1]
+            if config.dense_dynamics:
+                now, after = memory[:, :-1], memory[:, 1:]
         else:
             early = timesteps[:, :-1]
             asked = torch.cat((torch.zeros_like(timesteps[:, :1]), early + 1, timesteps), dim=1)
@@ -94,7 +96,9 @@ class Teacher(Objective):
         label = torch.cat((first, after), dim=1)
         if config.detach_dynamics:
             before, label = before.detach(), label.detach()
-        arriving = torch.cat((inputs[:, :1], inputs.gather(1, timesteps[:, :-1] + 1)), dim=1)
+        arriving = inputs
+        if not config.dense_dynamics:
+            arriving = torch.cat((inputs[:, :1], inputs.gather(1, timesteps[:, :-1] + 1)), dim=1)
         predicted = apply_cell(self.cell, before, arriving)
         unit = spread(label.flatten(0, 1)) if config.whiten_dynamics else 1.0
         numbers = torch.tensor(float(label.numel()))

@@ -146,6 +146,16 @@ def test_whitened_dynamics_are_relative_to_the_spread_of_their_labels():
     assert not torch.isclose(plain(batch)["loss/dyn"], expected, rtol=0.01)
 
 
+def test_dense_dynamics_are_those_of_the_transition_on_the_same_memories():
+    model, transition = teacher(dense_dynamics=True), Transition(MODEL, VOCABULARY)
+    transition.cell.load_state_dict(model.cell.state_dict())
+    batch = make_batch()
+    with torch.no_grad():
+        labelled = {**batch, "memory": model.encoder(batch["inputs"])}
+        expected = transition(labelled)["loss"]
+        torch.testing.assert_close(model(batch)["loss/dyn"], expected, atol=1e-5, rtol=1e-5)
+
+
 def test_dynamics_ramp_in_but_not_in_validation():
     model = teacher(decoding=0.0, uniformity=0.0, dense=False, dynamics_ramp=10)
     for step, share in {0: 0.0, 5: 0.5, 10: 1.0, 40: 1.0}.items():

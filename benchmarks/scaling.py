@@ -46,6 +46,8 @@ SHORT: dict[str, Any] = {
     "runtime": {"gpu": False, "gang_ranks": 1, "gang_batch": 32},
 }
 """What makes it fit into minutes of two cores."""
+FILES = 64
+"""Modules of the standard library whose text is trained on."""
 MEMORY, FEWER, OTHER = 16, 4, 8
 """K of the scaling runs; of short runs beside them; of the run that is predicted."""
 
@@ -83,7 +85,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def scaling_figures(place: Path, effort: Effort, sizes: dict[str, Any]) -> dict[str, float]:
     """Return the figures; points are kept in `place`."""
-    config = paper().update(SHORT).update(sizes).update({"storage": str(place)})
+    own = {"storage": str(place), "data": {"source": str(_text(place) / "*.txt")}}
+    config = paper().update(SHORT).update(sizes).update(own)
     config = _with_memory(config, MEMORY)
     planned = _weak(config, [1, 2], effort.steps, effort.turns)
     points = _measure(config, place, planned, effort.steps)
@@ -102,6 +105,15 @@ def scaling_figures(place: Path, effort: Effort, sizes: dict[str, Any]) -> dict[
     }
     figures["cost_model_error"] = max(errors.values())
     return figures | {f"cost_model_error_{stage}": error for stage, error in errors.items()}
+
+
+def _text(place: Path) -> Path:
+    """Write the standard library's first modules to a directory: start-up grows with the text."""
+    directory = place / "text"
+    directory.mkdir(parents=True, exist_ok=True)
+    for module in sorted(Path(argparse.__file__).parent.glob("*.py"))[:FILES]:
+        (directory / f"{module.stem}.txt").write_bytes(module.read_bytes())
+    return directory
 
 
 def _with_memory(config: RunConfig, slots: int) -> RunConfig:

@@ -1,6 +1,6 @@
 """The losses of Supervised Memory Training (arXiv:2606.06479).
 
-Shapes: M memories, K memory tokens, D width, P sampled pairs.
+Shapes: M memories (or sequences), T timesteps, K memory tokens, D width, P sampled pairs.
 """
 
 import torch
@@ -23,14 +23,16 @@ def squared_error(
     return (predicted.float() - label.float()).square().sum() / count
 
 
-def spread(memory: Float[Tensor, "M K D"]) -> Float[Tensor, "K 1"]:
-    """Return the standard deviation of each memory slot over memories, with a floor.
+def spread(memory: Float[Tensor, "M T K D"]) -> Float[Tensor, "K 1"]:
+    """Return the standard deviation over M sequences of each memory slot, with a floor.
 
-    Its gradient counts. An error divided by it does not gain from a smaller memory; divided by the
-    same number without gradient it gains the more, the smaller the memory is already (docs/log.md).
+    Over sequences at each of T timesteps, for a memory that tells the time and nothing else varies
+    as well. The gradient counts: an error divided by the result does not gain from a smaller
+    memory; divided by the same number without gradient it gains the more, the smaller the memory is
+    already (docs/log.md).
     """
-    variance = memory.float().var(0, correction=0).mean(-1, keepdim=True)
-    return (variance + VARIANCE_FLOOR).sqrt()
+    variance = memory.float().var(0, correction=0).mean((0, -1))
+    return (variance[:, None] + VARIANCE_FLOOR).sqrt()
 
 
 def uniformity(

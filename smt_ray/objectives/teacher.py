@@ -100,7 +100,7 @@ class Teacher(Objective):
         if not config.dense_dynamics:
             arriving = torch.cat((inputs[:, :1], inputs.gather(1, timesteps[:, :-1] + 1)), dim=1)
         predicted = apply_cell(self.cell, before, arriving)
-        unit = spread(label.flatten(0, 1)) if config.whiten_dynamics else 1.0
+        unit = spread(label) if config.whiten_dynamics else 1.0
         numbers = torch.tensor(float(label.numel()))
         dyn = squared_error(predicted / unit, label / unit, numbers)
 

@@ -22,12 +22,13 @@ def test_squared_error_is_the_sum_over_the_count():
     assert float(found) == pytest.approx(total / 7, rel=1e-6)
 
 
-def test_spread_is_the_deviation_of_each_slot_over_memories():
-    memory = torch.randn(50, K, D) * torch.tensor([0.5, 2.0, 1e-4])[:, None] + 3
+def test_spread_is_the_deviation_of_each_slot_over_sequences_not_over_time():
+    clock = torch.tensor([3.0, -5.0])[:, None, None]
+    memory = torch.randn(50, 2, K, D) * torch.tensor([0.5, 2.0, 1e-4])[:, None] + clock
     found = spread(memory)
     for slot in range(K):
-        columns = memory[:, slot].T.tolist()
-        variance = sum(statistics.pvariance(column) for column in columns) / D
+        columns = memory[:, :, slot].flatten(1).T.tolist()
+        variance = sum(statistics.pvariance(column) for column in columns) / len(columns)
         assert float(found[slot]) == pytest.approx((variance + VARIANCE_FLOOR) ** 0.5, rel=1e-5)
     assert float(found[2]) == pytest.approx(VARIANCE_FLOOR**0.5, rel=1e-3)
 
@@ -41,7 +42,7 @@ def test_an_error_relative_to_the_spread_gains_nothing_from_a_smaller_memory():
         loss = squared_error(own, label, torch.tensor(float(memory.numel())))
         return torch.autograd.grad(loss, size)[0]
 
-    whitened, plain = gain(spread(memory * size)), gain(torch.ones(K, 1))
+    whitened, plain = gain(spread(memory[:, None] * size)), gain(torch.ones(K, 1))
     assert (plain > 0.5).all()
     assert (whitened.abs() < 0.05 * plain).all()
 

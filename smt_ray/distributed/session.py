@@ -59,8 +59,6 @@ def connect(runtime: RuntimeConfig, runs: int = 1) -> None:
     if ray.is_initialized():
         return
     _quiet_ray()
-    # Read by Ray Train where a trainer is made: the dashboard's Train tab shows its runs.
-    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
     cpus = max(os.cpu_count() or 1, runs * cpus_needed(runtime))
     # Processes that Ray starts at once, the cores by default; it warns of four times as many.
     at_once = cpus + 4 * runs

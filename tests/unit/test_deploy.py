@@ -165,6 +165,11 @@ def test_the_command_line_takes_the_entrypoint_and_the_workers_hold_it():
     assert cpus_needed(run.runtime) <= most["cpu"]
 
 
+def test_both_ways_to_submit_give_the_job_the_same_environment():
+    submitted = yaml.safe_load((ROOT / "jobs" / "runtime_env.yaml").read_text())
+    assert yaml.safe_load(RAYJOB["spec"]["runtimeEnvYAML"])["env_vars"] == submitted["env_vars"]
+
+
 class Template(yaml.SafeLoader):
     """Reads CloudFormation's YAML, its functions as their arguments."""
 

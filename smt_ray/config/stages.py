@@ -28,7 +28,8 @@ class LossConfig:
     """Divide Eq. 3 by the variance of each memory slot over the batch, so that a collapse of the
     memory does not lower it."""
     dynamics_ramp: int = 0
-    """Steps over which the weight of Eq. 3 rises from 0 to its value."""
+    """Steps after which the whole gradient of Eq. 3 reaches the encoder; in the first half of them
+    it reaches the cell alone, then its share rises."""
     detach_dynamics: bool = False
     """Cut the gradient of Eq. 3 to the encoder."""
     timesteps: int = 4

@@ -59,16 +59,19 @@ class Teacher(Objective):
         sampled = self.horizon(batch["targets"], self.timesteps(batch))
         return torch.stack((valid_targets(sampled), valid_targets(batch["targets"])))
 
+    def dynamics_share(self, step: Int[Tensor, ""]) -> Tensor | float:
+        """Return which share of the gradient of Eq. 3 reaches the encoder at `step`.
+
+        None of it in the first half of the ramp: memories that do not differ are easy to follow, so
+        until they tell the future it would only take away what differs in them (docs/log.md).
+        """
+        if self.loss.detach_dynamics:
+            return 0.0
+        ramp = self.loss.dynamics_ramp
+        return (2 * step / ramp - 1).clamp(0, 1) if ramp else 1.0
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return Eq. 5 and its parts in nats (`loss/dec`, `loss/dense`) and mean squares."""
-        ramp = self.loss.dynamics_ramp
-        return self._losses(batch, (batch["step"] / ramp).clamp(max=1) if ramp else 1.0)
-
-    def validate(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the same with the dynamics' whole weight, so that checkpoints compare."""
-        return self._losses(batch, 1.0)
-
-    def _losses(self, batch: Batch, ramp: Tensor | float) -> dict[str, Tensor]:
         inputs, targets, config = batch["inputs"], batch["targets"], self.loss
         timesteps = self.timesteps(batch)
         sampled, dense = normalisers(self, batch)
@@ -94,8 +97,8 @@ class Teacher(Objective):
 
         before = torch.cat((torch.zeros_like(first), now), dim=1)
         label = torch.cat((first, after), dim=1)
-        if config.detach_dynamics:
-            before, label = before.detach(), label.detach()
+        share = self.dynamics_share(batch["step"])
+        before, label = _led_by(before, share), _led_by(label, share)
         arriving = inputs
         if not config.dense_dynamics:
             arriving = torch.cat((inputs[:, :1], inputs.gather(1, timesteps[:, :-1] + 1)), dim=1)
@@ -108,12 +111,18 @@ class Teacher(Objective):
         draws = hashed(self.seed, batch["step"], batch["sequence_id"][0], pairs)
         unif = uniformity(memory.flatten(0, 1), draws, per_slot=config.per_slot)
 
-        loss = config.decoding * dec + ramp * config.dynamics * dyn + config.uniformity * unif
+        loss = config.decoding * dec + config.dynamics * dyn + config.uniformity * unif
         metrics = {"loss/dec": dec, "loss/dyn": dyn, "loss/unif": unif}
         if config.dense:
             metrics["loss/dense"] = readout_loss(self.decoder, memory, targets, dense)
             loss = loss + config.decoding * metrics["loss/dense"]
         return {"loss": loss, **metrics}
+
+
+def _led_by(memory: Tensor, share: Tensor | float) -> Tensor:
+    """Return the same memory, of whose gradient only a share goes on."""
+    fixed = memory.detach()
+    return fixed + share * (memory - fixed)
 
 
 def _at(memory: Float[Tensor, "B L K D"], timesteps: Int[Tensor, "B S"]) -> Tensor:

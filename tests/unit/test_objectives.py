@@ -156,14 +156,23 @@ def test_dense_dynamics_are_those_of_the_transition_on_the_same_memories():
         torch.testing.assert_close(model(batch)["loss/dyn"], expected, atol=1e-5, rtol=1e-5)
 
 
-def test_dynamics_ramp_in_but_not_in_validation():
-    model = teacher(decoding=0.0, uniformity=0.0, dense=False, dynamics_ramp=10)
-    for step, share in {0: 0.0, 5: 0.5, 10: 1.0, 40: 1.0}.items():
-        batch = make_batch(step=step)
-        found = model(batch)
-        torch.testing.assert_close(found["loss"], 0.7 * share * found["loss/dyn"])
-        whole = model.validate(batch)
-        torch.testing.assert_close(whole["loss"], 0.7 * found["loss/dyn"])
+@pytest.mark.parametrize(("step", "share"), [(0, 0.0), (5, 0.0), (8, 0.6), (10, 1.0), (40, 1.0)])
+def test_the_gradient_of_dynamics_reaches_the_cell_at_once_and_the_encoder_by_and_by(step, share):
+    batch = make_batch(step=step)
+    ramped = teacher(decoding=0.0, uniformity=0.0, dense=False, dynamics_ramp=10)
+    whole = teacher(decoding=0.0, uniformity=0.0, dense=False)
+    found, expected = ramped(batch), whole(batch)
+    assert torch.equal(found["loss"], expected["loss"])
+    found["loss"].backward()
+    expected["loss"].backward()
+    for part, factor in (("encoder", share), ("cell", 1.0)):
+        pairs = zip(
+            getattr(ramped, part).parameters(), getattr(whole, part).parameters(), strict=True
+        )
+        gradients = [(own.grad, full.grad) for own, full in pairs if full.grad is not None]
+        assert gradients
+        for own, full in gradients:
+            torch.testing.assert_close(own, factor * full)
 
 
 def test_transition_equals_a_loop_over_pairs():

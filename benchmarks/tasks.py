@@ -43,9 +43,10 @@ RESULTS = Path(__file__).parents[1] / "docs" / "results" / "tasks"
 """Where the cells of the full table are kept; `--quick` takes the best rate of BPTT from them."""
 SOLVED = 0.95
 ENOUGH = 0.999
-"""Score that ends a training early, twice in a row."""
+"""Score that ends DMT or BPTT early, twice in a row; a teacher goes on, for its cell's sake."""
 RATES = (1e-3, 3e-4, 1e-4)
 SECONDS = 300.0
+SHARES = Shares(teacher=0.4)
 LABELLED = 4096
 """Sequences that SMT labels."""
 HELD_OUT = 1024
@@ -160,7 +161,7 @@ def _smt(cell: Cell, config: RunConfig) -> dict[str, Any]:
         return rnn_score(rnn, validation).accuracy
 
     trained = train_teacher(
-        config, source, cell.seconds, Shares(), LABELLED, enough=ENOUGH,
+        config, source, cell.seconds, SHARES, LABELLED,
         score=lambda teacher: teacher_score(teacher, validation).accuracy,
     )  # fmt: skip
 
@@ -200,7 +201,7 @@ def _bptt(cell: Cell, config: RunConfig) -> dict[str, Any]:
     rnn, outcome = train_bptt(
         config,
         source,
-        _bptt_settings(config.teacher, cell),
+        _bptt_settings(config, cell),
         cell.seconds,
         span=32 if cell.method == "bptt_truncated" else 0,
         enough=ENOUGH,
@@ -218,9 +219,14 @@ def _bptt(cell: Cell, config: RunConfig) -> dict[str, Any]:
     }
 
 
-def _bptt_settings(teacher: TrainConfig, cell: Cell) -> TrainConfig:
-    """Return the teacher's batch and schedule with the rate and seed of the cell."""
-    return replace(teacher, learning_rate=cell.rate, seed=cell.seed)
+def _bptt_settings(config: RunConfig, cell: Cell) -> TrainConfig:
+    """Return the teacher's schedule, the batch of DMT, and the rate and seed of the cell.
+
+    A rollout costs its kernels' starts, so larger batches are nearly free to BPTT.
+    """
+    batch = config.dmt.train.global_batch
+    rate, seed = cell.rate, cell.seed
+    return replace(config.teacher, global_batch=batch, learning_rate=rate, seed=seed)
 
 
 def make(cells: Iterable[Cell], directory: Path) -> dict[Cell, Result]:

@@ -120,6 +120,7 @@ def validation_flops(config: RunConfig, vocabulary: int) -> dict[str, float]:
 
 def _teacher(config: RunConfig, count: Networks) -> float:
     """Return the forward FLOPs of Eq. 5 on one sequence."""
-    sampled = config.loss.timesteps
-    dense = config.data.sequence_length * count.readout if config.loss.dense else 0
-    return count.taught + sampled * (count.decoder + count.teacher_cell) + dense
+    loss, length = config.loss, config.data.sequence_length
+    pairs = length if loss.dense_dynamics else loss.timesteps
+    dense = length * count.readout if loss.dense else 0
+    return count.taught + loss.timesteps * count.decoder + pairs * count.teacher_cell + dense

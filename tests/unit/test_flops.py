@@ -37,6 +37,7 @@ def teacher(config):
 CASES = {
     "teacher": (CONFIG, teacher),
     "teacher of sampled memories": (SPARSE, teacher),
+    "teacher of all pairs": (CONFIG.override("loss.dense_dynamics", True), teacher),
     "teacher of the paper": (PAPERS, teacher),
     "transition": (CONFIG, lambda config: Transition(config.rnn_model, V)),
     "transition of an mlp": (

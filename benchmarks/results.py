@@ -163,6 +163,7 @@ def draw(name: str, panels: Mapping[str, Mapping[str, Sequence[Sequence[float]]]
     rows = -(-len(panels) // 3)
     with rc_context(STYLE):
         figure = new_figure(2.0 * rows)
+        figure.set_size_inches(8.4, 2.0 * rows)
         for place, (title, curves) in enumerate(panels.items(), start=1):
             axes = figure.add_subplot(rows, 3, place, title=title, ylim=(0, 1.02))
             for key, curve in curves.items():

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import ray
-from ray._raylet import GcsClient
+from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.core.generated import autoscaler_pb2
 
 from smt_ray.config import RunConfig, RuntimeConfig

@@ -38,7 +38,7 @@ class Head:
             env=self.environment | changes,
             capture_output=True,
             text=True,
-            timeout=1200,
+            timeout=2400,
         )
 
     def submit(self, name: str, *command: object, wait: bool = True, **changes: str) -> str:
@@ -129,7 +129,7 @@ def launched(
         ):
             head = Head(home, environment, process)
             try:
-                wait(lambda: head.client("job", "list").returncode == 0, 120)
+                wait(lambda: head.client("job", "list").returncode == 0, 900)
                 yield head
             finally:
                 end(process)

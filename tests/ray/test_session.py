@@ -1,5 +1,6 @@
 """The session: what is checked and waited for before work, and what Prometheus reads meanwhile."""
 
+import re
 import time
 import urllib.request
 from typing import Any
@@ -47,21 +48,25 @@ def test_a_cluster_that_cannot_grow_is_not_waited_for(tmp_path):
         session.preflight(config(tmp_path, 16))
 
 
-def test_the_wait_ends_when_the_nodes_are_there_and_leaves_nothing(caplog, monkeypatch):
+def test_the_wait_ends_when_the_nodes_are_there_and_leaves_nothing(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(session, "PATIENCE_S", 1)
     monkeypatch.setattr(session.logger, "propagate", True)
 
     @ray.remote(num_cpus=7)
     def busy():
+        (tmp_path / "busy").touch()
         time.sleep(4)
 
     running = busy.remote()
+    until = time.monotonic() + 60
+    while not (tmp_path / "busy").exists():
+        assert time.monotonic() < until
+        time.sleep(0.1)
     with caplog.at_level("INFO"):
         session._wait_for_nodes(RuntimeConfig(workers=2))
     assert ray.wait([running], timeout=0)[0]
-    assert (
-        "waiting for nodes for 1 s: need 4 CPUs and 0 GPUs, the cluster has 8 and 0" in caplog.text
-    )
+    said = r"waiting for nodes for \d+ s: need 4 CPUs and 0 GPUs, the cluster has 8 and 0"
+    assert re.search(said, caplog.text)
     states = {group["state"] for group in ray.util.placement_group_table().values()}
     assert states <= {"REMOVED"}
 

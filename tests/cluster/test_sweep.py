@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3600)]
 
 ROOT = Path(__file__).parents[2]
 ARGUMENTS = (
@@ -32,7 +32,7 @@ def test_a_killed_sweep_keeps_its_finished_trials_and_runs_the_others(tmp_path):
     environment = {n: v for n, v in os.environ.items() if not n.startswith("RAY_")}
     environment |= {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25"}
     with subprocess.Popen(first, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL) as killed:
-        until = time.monotonic() + 600
+        until = time.monotonic() + 1800
         while "finished" not in statuses(tmp_path):
             assert time.monotonic() < until
             assert killed.poll() is None

@@ -33,7 +33,7 @@ from smt_ray.studies.measurements import Measurement, Point, training_times
 from smt_ray.studies.peak import matmul_rate
 from smt_ray.studies.points import kept, settings_of
 
-BLOCKS = 3
+BLOCKS = 2
 """Blocks of label rows that each gang makes, at least: they are dealt out whole."""
 
 

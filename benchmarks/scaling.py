@@ -66,7 +66,7 @@ QUICK, WHOLE = Effort(steps=8, turns=3), Effort(steps=32, turns=5)
 def main(arguments: Sequence[str]) -> int:
     """Measure, predict, print."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="8 steps and 3 turns: a quarter of an hour")
+    parser.add_argument("--quick", action="store_true", help="8 steps, 3 turns: 15 minutes")
     parser.add_argument("--sizes", choices=SIZES, default="paper", help="widths and depths")
     parser.add_argument("--turns", type=int, help="turns of one and two workers")
     parser.add_argument("--directory", help="keep the points here, and go on from them")

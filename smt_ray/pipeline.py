@@ -52,7 +52,7 @@ def run(config: RunConfig, *, overwrite: bool = False) -> dict[str, Any]:
         ValueError: for what the user can mend, in one line.
     """
     start = time.monotonic()
-    storage = Location.of(config.storage)
+    storage = Location.of(config.storage, "storage")
     directory = storage / config.name
     check_same_run(config, directory, overwrite)
     sources.check(config.data)

@@ -24,8 +24,12 @@ class Location:
     path: str
 
     @classmethod
-    def of(cls, place: "str | os.PathLike[str] | Location") -> "Location":
+    def of(cls, place: "str | os.PathLike[str] | Location", field: str = "") -> "Location":
         """Resolve a local path (relative ones against the working directory) or a URI.
+
+        Args:
+            place: what is resolved.
+            field: the setting that it is the value of, for the error.
 
         Raises:
             ValueError: if the URI's scheme is unknown or it cannot be parsed.
@@ -38,7 +42,11 @@ class Location:
         try:
             filesystem, path = fs.FileSystem.from_uri(text)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise ValueError(f"{text}: not a usable path or URI ({error})") from error
+            name = f"{field}={text}" if field else text
+            raise ValueError(
+                f"{name}: not a usable path or URI ({error}); "
+                "give a directory or file, or a URI as s3://BUCKET/PATH"
+            ) from error
         return cls(filesystem, path)
 
     def __truediv__(self, name: str) -> "Location":

@@ -51,7 +51,7 @@ def scaling_study(design: Design) -> Result:
     Raises:
         ValueError: for what the user can mend, in one line.
     """
-    run, storage = design.run, Location.of(design.run.storage)
+    run, storage = design.run, Location.of(design.run.storage, "storage")
     directory = storage / run.name
     if any((directory / name).exists() for name in ("config.yaml", RECORD)):
         raise ValueError(f"name={run.name}: is that of a run or a sweep; choose another --name")

@@ -55,7 +55,7 @@ class Sweep:
         self.options, self.run_config = options, options.run
         self.space = parse_space(options.space, options.space_file)
         self.metric = options.ordered_by
-        self.storage = Location.of(options.run.storage)
+        self.storage = Location.of(options.run.storage, "storage")
         self.directory = self.storage / options.run.name
         self.records = Records(self.directory / "trials")
         self.planner = Planner(options.run.name, sweeper.configure)

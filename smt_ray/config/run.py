@@ -21,7 +21,11 @@ from smt_ray.config.train import TrainConfig
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RuntimeConfig:
-    """Where and how fast it runs; no field here may change the result beyond rounding."""
+    """Where and how fast it runs.
+
+    No field changes the result beyond rounding, but that `workers` and `micro_batch` say which
+    sequences Eq. 4 and whitened dynamics compare.
+    """
 
     workers: int = 2
     """Training workers, one process each."""
@@ -53,6 +57,14 @@ class RuntimeConfig:
         names = ("workers", "threads", "micro_batch", "gangs", "gang_ranks", "gang_batch")
         at_least(1, "runtime", self, *names, "checkpoint_every", "log_every")
         at_least(0, "runtime", self, "max_failures")
+
+    def rows(self, train: TrainConfig, workers: int) -> int:
+        """Return the sequences of one forward of one of `workers`.
+
+        They are the largest divisor of its share of the global batch that is <= `micro_batch`.
+        """
+        share = max(1, train.global_batch // workers)
+        return max(n for n in range(1, min(share, self.micro_batch) + 1) if share % n == 0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,6 +122,15 @@ class RunConfig:
         rule = "needs the memories of all timesteps; give --loss.dense as well"
         both = self.loss.dense or not self.loss.dense_dynamics
         require(both, "loss.dense-dynamics", self.loss.dense_dynamics, rule)
+        if self.loss.whiten_dynamics:
+            runtime, batch = self.runtime, self.teacher.global_batch
+            alone = runtime.rows(self.teacher, runtime.workers) == 1
+            rule = (
+                f"needs two sequences in a forward, teacher.global-batch={batch} over "
+                f"runtime.workers={runtime.workers} with runtime.micro-batch={runtime.micro_batch} "
+                "gives one; change one of them"
+            )
+            require(not alone, "loss.whiten-dynamics", True, rule)
         for stage, train in self.stages().items():
             train.check(stage)
             rule = (

@@ -25,8 +25,9 @@ class LossConfig:
     dense_dynamics: bool = False
     """Take Eq. 3 over all timesteps, not over the S sampled ones."""
     whiten_dynamics: bool = False
-    """Divide Eq. 3 by the variance of each memory slot over the batch, so that a collapse of the
-    memory does not lower it."""
+    """Divide Eq. 3 by the variance of each memory slot over the sequences of a forward (best with
+    `dense_dynamics`: sampled timesteps differ by sequence), so that a collapse of the memory does
+    not lower it."""
     dynamics_ramp: int = 0
     """Steps after which the whole gradient of Eq. 3 reaches the encoder; in the first half of them
     it reaches the cell alone, then its share rises."""

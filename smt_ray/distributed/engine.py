@@ -54,8 +54,7 @@ def training_engine(
     """
     import deepspeed
 
-    share = train.global_batch // world
-    micro = micro_batch(share, runtime.micro_batch)
+    micro = runtime.rows(train, world)
     matrices = [p for p in objective.parameters() if p.dim() > 1]
     vectors = [p for p in objective.parameters() if p.dim() <= 1]
     groups = [
@@ -69,7 +68,7 @@ def training_engine(
         fused=True,
     )
     settings = _settings(micro, runtime.zero_stage, train.precision) | {
-        "gradient_accumulation_steps": share // micro,
+        "gradient_accumulation_steps": train.global_batch // world // micro,
         "gradient_clipping": train.clip_norm,
     }
     engine, *_ = deepspeed.initialize(model=objective, optimizer=optimizer, config=settings)
@@ -83,8 +82,3 @@ def encoding_engine(encoder: nn.Module, batch: int, precision: Precision) -> Any
     engine, *_ = deepspeed.initialize(model=encoder, config=_settings(batch, 3, precision))
     engine.eval()
     return engine
-
-
-def micro_batch(share: int, most: int) -> int:
-    """Return the largest divisor of a worker's `share` of the global batch that is <= `most`."""
-    return max(n for n in range(1, min(share, most) + 1) if share % n == 0)

@@ -26,12 +26,13 @@ def squared_error(
 def spread(memory: Float[Tensor, "M T K D"]) -> Float[Tensor, "K 1"]:
     """Return the standard deviation over M sequences of each memory slot, with a floor.
 
-    Over sequences at each of T timesteps, for a memory that tells the time and nothing else varies
-    as well. The gradient counts: an error divided by the result does not gain from a smaller
-    memory; divided by the same number without gradient it gains the more, the smaller the memory is
-    already (docs/log.md).
+    The variance is that over sequences at each of T timesteps, the mean of which is taken: a memory
+    that tells the time and nothing else has none. (Where each sequence has timesteps of its own, as
+    sampled ones are, time counts all the same.) The gradient counts: an error divided by the result
+    does not gain from a smaller memory; divided by the same number without gradient it gains the
+    more, the smaller the memory is already (docs/log.md).
     """
-    variance = memory.float().var(0, correction=0).mean((0, -1))
+    variance = memory.float().var(0).mean((0, -1))
     return (variance[:, None] + VARIANCE_FLOOR).sqrt()
 
 

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from smt_ray.config import ModelConfig, RunConfig, TrainConfig, leaves
+from smt_ray.config import ModelConfig, RunConfig, RuntimeConfig, TrainConfig, leaves
 
 CHANGED = {
     "name": "first",
@@ -77,6 +77,25 @@ def _refused(message):
 def test_an_unknown_field_names_the_nearest(key, message):
     with _refused(message):
         RunConfig().override(key, 8)
+
+
+def test_whitening_needs_sequences_to_compare():
+    runs = RunConfig().update({"loss": {"whiten_dynamics": True}, "teacher": {"global_batch": 4}})
+    assert runs.runtime.rows(runs.teacher, 2) == 2
+    message = (
+        "loss.whiten-dynamics=True: needs two sequences in a forward, teacher.global-batch=4 over "
+        "runtime.workers=4 with runtime.micro-batch=16 gives one; change one of them"
+    )
+    with _refused(message):
+        runs.override("runtime.workers", 4)
+
+
+@pytest.mark.parametrize(
+    ("share", "most", "rows"), [(8, 16, 8), (8, 3, 2), (7, 6, 1), (1, 1, 1), (24, 16, 12)]
+)
+def test_a_forward_takes_the_largest_divisor_of_a_share(share, most, rows):
+    runtime, train = RuntimeConfig(micro_batch=most), TrainConfig(global_batch=2 * share)
+    assert runtime.rows(train, 2) == rows
 
 
 def test_an_unknown_field_of_a_dictionary_names_the_nearest():

@@ -28,7 +28,7 @@ def test_spread_is_the_deviation_of_each_slot_over_sequences_not_over_time():
     found = spread(memory)
     for slot in range(K):
         columns = memory[:, :, slot].flatten(1).T.tolist()
-        variance = sum(statistics.pvariance(column) for column in columns) / len(columns)
+        variance = sum(statistics.variance(column) for column in columns) / len(columns)
         assert float(found[slot]) == pytest.approx((variance + VARIANCE_FLOOR) ** 0.5, rel=1e-5)
     assert float(found[2]) == pytest.approx(VARIANCE_FLOOR**0.5, rel=1e-3)
 

@@ -1,6 +1,6 @@
-"""SMT against BPTT on images, at equal CPU time: bits per pixel from the empty memory.
+"""SMT against BPTT on scikit-learn's digits, bits per pixel at equal CPU time.
 
-python -m benchmarks.pixels [--quick] [--source pixels:PATH] [--results DIR] [--scale X]
+python -m benchmarks.pixels [--quick] [--results DIR] [--seeds N] [--scale X]
 
 Each measurement leaves one JSON file, and a second run makes only the missing ones. There are few
 images, so each training ends with its best weights on the validation images, which are also the
@@ -35,9 +35,9 @@ RATES = (4e-3, 2e-3, 1e-3)
 LABELLED = 2048
 
 
-def smt(source: str, seed: int, seconds: float) -> Result:
+def smt(seed: int, seconds: float) -> Result:
     """Train SMT within `seconds`, all stages together."""
-    config = on_pixels("tiny", source)
+    config = on_pixels("tiny")
     for stage in ("teacher", "transition.train", "dmt.train"):
         config = config.override(f"{stage}.seed", seed)
     corpus = Corpus(config.data, seed)
@@ -61,9 +61,9 @@ def smt(source: str, seed: int, seconds: float) -> Result:
     }
 
 
-def bptt(source: str, seed: int, seconds: float, rate: float) -> Result:
+def bptt(seed: int, seconds: float, rate: float) -> Result:
     """Train the same cell and readout by unrolling."""
-    config = on_pixels("tiny", source)
+    config = on_pixels("tiny")
     corpus = Corpus(config.data, seed)
     held = corpus.held_out()
 
@@ -84,17 +84,16 @@ def main(arguments: Sequence[str]) -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pixels", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one seed, anew")
-    parser.add_argument("--source", default="pixels:digits", help="digits, or an IDX file")
     parser.add_argument("--results", type=Path, help="directory of results (docs/results/pixels)")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--scale", type=float, default=1.0, help="factor of all CPU seconds")
     options = parser.parse_args(arguments)
     seconds, seeds = options.scale * SECONDS, range(1 if options.quick else options.seeds)
-    jobs = {f"smt-seed{seed}": partial(smt, options.source, seed, seconds) for seed in seeds}
+    jobs = {f"smt-seed{seed}": partial(smt, seed, seconds) for seed in seeds}
     for rate in RATES:
         for seed in seeds:
             name = f"bptt-rate{rate:g}-seed{seed}"
-            jobs[name] = partial(bptt, options.source, seed, seconds, rate)
+            jobs[name] = partial(bptt, seed, seconds, rate)
     with tempfile.TemporaryDirectory(prefix="smt-ray-pixels-") as fresh:
         directory = options.results or (Path(fresh) if options.quick else RESULTS)
         results = measure(jobs, directory)

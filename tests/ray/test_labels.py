@@ -67,9 +67,8 @@ def test_killed_label_runs_go_on_and_label_each_sequence_once(ray_session, root,
     assert kept
     assert not (target / "train" / MANIFEST).exists()
 
-    for name in groups(
-        "CREATED"
-    ):  # the killed driver was not a job of its own, whose end frees them
+    # The killed driver was no job of its own, whose end would free its gangs.
+    for name in groups("CREATED"):
         release(name)
     killer = threading.Thread(target=kill_a_rank, args=(target, len(kept)), daemon=True)
     killer.start()

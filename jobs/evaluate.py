@@ -24,6 +24,8 @@ class Options:
     """The source; the model brings its own tokenizer."""
     sequences: int = 1024
     """Validation sequences that are scored, at most."""
+    cell_module: str = ""
+    """Module of the model's cell, if that is a class of your own; on PYTHONPATH."""
     json: str = ""
     """File or URI that the figures are written to as well."""
 
@@ -37,7 +39,7 @@ def main() -> int:
     """Parse, load, score, print."""
     with reported():
         options = parse(Options, sys.argv[1:], "Score an exported RNN on any source.")
-        rnn = load_rnn(options.model)
+        rnn = load_rnn(options.model, cell_module=options.cell_module)
         data = with_tokenizer_of(options.model, options.data)
         figures = {"name": options.model, **score_source(rnn, data, options.sequences)}
         print(summary_table(figures))

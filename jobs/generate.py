@@ -25,6 +25,8 @@ class Options:
     """Tokens to write."""
     temperature: float = 0.7
     """Softmax temperature; 0 takes the likeliest token."""
+    cell_module: str = ""
+    """Module of the model's cell, if that is a class of your own; on PYTHONPATH."""
     seed: int = 0
     """Seed of the sampling."""
 
@@ -39,7 +41,7 @@ def main() -> int:
     """Parse, load, write."""
     with reported():
         options = parse(Options, sys.argv[1:], "Write text with an exported RNN.")
-        rnn = load_rnn(options.model)
+        rnn = load_rnn(options.model, cell_module=options.cell_module)
         # Like other filters: end in silence when the reader has enough, or at Ctrl-C.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -4,6 +4,7 @@ Loading needs torch and safetensors; no ray and no pickle.
 """
 
 import dataclasses
+import importlib
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -78,14 +79,22 @@ class ExportedRNN(RNN):
         return decode(before + tokens)[len(decode(before)) :]
 
 
-def load_rnn(path: str | Path | Location) -> ExportedRNN:
+def load_rnn(path: str | Path | Location, *, cell_module: str = "") -> ExportedRNN:
     """Load an exported RNN, in evaluation mode.
+
+    Args:
+        path: the `rnn` directory of a run.
+        cell_module: the module of a cell of your own, to be imported first: what the files name
+            is never imported for them.
 
     Raises:
         ValueError: in one line, if `path` holds no exported RNN, a damaged one, one of another
-            format, or one whose cell is a class of a module that is not imported yet.
+            format, or one whose cell is a class of a module that is not imported yet; or if
+            `cell_module` cannot be imported.
     """
     directory = Location.of(path)
+    if cell_module:
+        _import(cell_module)
     config = _read(directory, "config.json", json.loads)
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise ValueError(f"model={directory}: config.json is not of format {FORMAT} of an RNN")
@@ -103,12 +112,20 @@ def load_rnn(path: str | Path | Location) -> ExportedRNN:
     return rnn.eval()
 
 
+def _import(module: str) -> None:
+    try:
+        importlib.import_module(module)
+    except (ImportError, ValueError) as error:  # ValueError: an empty part of the name
+        raise ValueError(f"cell-module={module}: {error}; set PYTHONPATH to where it is") from error
+
+
 def _require_imported(cell: str, directory: Location) -> None:
     """Refuse a user's `module:Class` unless its module is there: a file may not import code."""
     module, colon, _ = cell.partition(":")
     if colon and module not in sys.modules:
         raise ValueError(
-            f"model={directory}: its cell is {cell}; `import {module}` before it is loaded"
+            f"model={directory}: its cell is {cell}, and {module} is not imported; "
+            f"give cell-module={module}"
         )
 
 

@@ -147,9 +147,22 @@ def test_a_users_cell_is_loaded_but_never_imported(tmp_path):
     config = tmp_path / "config.json"
     named = config.read_text().replace(__name__, "antigravity")  # opens a browser if imported
     config.write_text(named)
-    with pytest.raises(ValueError, match=r"^model=[^\n]*antigravity:Copier; `import antigravity` "):
+    with pytest.raises(
+        ValueError, match=r"^model=[^\n]*antigravity:Copier[^\n]*; give cell-module="
+    ):
         load_rnn(tmp_path)
     assert "antigravity" not in sys.modules
+    with pytest.raises(ValueError, match=r"^cell-module=absent: No module named 'absent'; set "):
+        load_rnn(tmp_path, cell_module="absent")
+
+
+def test_a_users_cell_is_imported_where_it_is_asked_for(tmp_path, monkeypatch):
+    (tmp_path / "own_cells.py").write_text("from tests.unit.test_rnn import Copier\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    model = dataclasses.replace(MODEL, cell="own_cells:Copier")
+    save_rnn(RNN(model, 256), Location.of(tmp_path), ByteTokenizer())
+    del sys.modules["own_cells"]
+    assert load_rnn(tmp_path, cell_module="own_cells").config == model
 
 
 def test_loading_needs_no_ray_and_unpickles_nothing(exported):

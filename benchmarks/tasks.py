@@ -71,7 +71,8 @@ class Cell:
     def name(self) -> str:
         """Name of its result."""
         rate = f"-rate{self.rate:g}" if self.rate else ""
-        return f"{self.task}-L{self.length}-{self.method}{rate}-seed{self.seed}"
+        seconds = f"-{self.seconds:g}s" if self.seconds != SECONDS else ""
+        return f"{self.task}-L{self.length}-{self.method}{rate}{seconds}-seed{self.seed}"
 
 
 class Generated(Stream):
@@ -236,14 +237,15 @@ def make(cells: Iterable[Cell], directory: Path) -> dict[Cell, Result]:
     return {named[name]: result for name, result in measure(jobs, directory).items()}
 
 
-def best_rate(task: str, length: int, method: str, directories: Sequence[Path]) -> float:
+def best_rate(
+    task: str, length: int, method: str, directory: Path, seconds: float = SECONDS
+) -> float:
     """Return the rate with the fewest bits on validation among the cells that were measured."""
     found: dict[float, float] = {}
-    for directory in directories:
-        for rate in RATES:
-            file = directory / f"{Cell(task, length, method, 0, rate).name}.json"
-            if file.exists():
-                found.setdefault(rate, json.loads(file.read_text())["bits"])
+    for rate in RATES:
+        file = directory / f"{Cell(task, length, method, 0, rate, seconds).name}.json"
+        if file.exists():
+            found[rate] = json.loads(file.read_text())["bits"]
     return min(found, key=lambda rate: found[rate]) if found else RATES[0]
 
 
@@ -251,7 +253,7 @@ def quick(directory: Path, seconds: float) -> dict[str, float]:
     """Measure SMT, its control, its teacher and BPTT on three tasks, one seed."""
     cells = [Cell(task, length, "smt", 0, seconds=seconds) for task, length in QUICK]
     for task, length in QUICK:
-        rate = best_rate(task, length, "bptt", [RESULTS])
+        rate = best_rate(task, length, "bptt", RESULTS)
         cells.append(Cell(task, length, "bptt", 0, rate, seconds))
     figures = {}
     for cell, result in make(cells, directory).items():
@@ -275,16 +277,17 @@ def full(directory: Path, options: argparse.Namespace) -> dict[str, Any]:
     if "smt" in options.methods:
         first += [Cell(*pair, "smt", seed, seconds=seconds) for pair in pairs for seed in seeds]
     made = make(first, directory)
+    rate = partial(best_rate, directory=directory, seconds=seconds)
     again = [
-        Cell(task, length, method, seed, best_rate(task, length, method, [directory]), seconds)
+        Cell(task, length, method, seed, rate(task, length, method), seconds)
         for task, length in pairs for method in unrolled for seed in seeds
     ]  # fmt: skip
     made |= make(again, directory)
     figures: dict[str, Any] = {}
     for task, length in pairs:
         for method in options.methods:
-            rate = 0.0 if method == "smt" else best_rate(task, length, method, [directory])
-            results = [made[Cell(task, length, method, seed, rate, seconds)] for seed in seeds]
+            best = 0.0 if method == "smt" else rate(task, length, method)
+            results = [made[Cell(task, length, method, seed, best, seconds)] for seed in seeds]
             figures |= _row(f"{task}_L{length}", method, results)
     return figures
 

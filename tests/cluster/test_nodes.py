@@ -44,7 +44,7 @@ class Nodes:
 
     def __init__(self, head: Head, count: int) -> None:
         self.head = head
-        assert self.answer() == "ready"
+        assert self.answer() == "ready", (head.home / "start.log").read_text()
         self.left = {self.ask("add 4") for _ in range(count)}
 
     def ask(self, request: str) -> str:

@@ -77,11 +77,15 @@ def test_prometheus_reads_the_series_from_the_node():
     )
     count("smt_ray_labels", "a", "labels", 7)
     count("smt_ray_labels", "a", "labels", 5)
+    count("smt_ray_gang_rebuilds", "a", "labels", 1)
+    count("smt_ray_training_failures", "a", "teacher", 1)
     expected = {
         ("ray_smt_ray_step", "teacher"): 25.0,
         ("ray_smt_ray_loss", "teacher"): 2.5,
         ("ray_smt_ray_tokens_per_second", "teacher"): 1000.0,
         ("ray_smt_ray_labels_total", "labels"): 12.0,
+        ("ray_smt_ray_gang_rebuilds_total", "labels"): 1.0,
+        ("ray_smt_ray_training_failures_total", "teacher"): 1.0,
     }
     until = time.monotonic() + 60  # Ray's processes report every 10 s
     while (found := scrape("a")) != expected:

@@ -37,7 +37,7 @@ def heat_figure(points: Points, x: str, y: str, score: str, *, higher: bool) -> 
     for (row, column), value in np.ndenumerate(grid):
         if np.isfinite(value):
             color = "#ffffff" if shades.rank(value) < _DARK else "#12161b"
-            axes.text(column + 0.5, row + 0.5, f"{value:.4g}", color=color, ha="center",
+            axes.text(column + 0.5, row + 0.5, f"{value:#.4g}", color=color, ha="center",
                       va="center")  # fmt: skip
     axes.set(xlabel=x, ylabel=y, title=score)
     axes.set_xticks(np.arange(len(across)) + 0.5, map(_short, across))

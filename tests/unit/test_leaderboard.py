@@ -79,11 +79,11 @@ def test_memory_size_and_encoder_depth_are_the_maps_axes():
 
 def test_a_cell_of_the_map_is_the_best_of_its_trials_and_empty_without_one():
     (axes,) = landscape.heat_figure(POINTS, KEYS[0], KEYS[1], "bits", higher=False).axes
-    assert {text.get_text() for text in axes.texts} == {"2.5", "2.25", "2.75"}
+    assert {text.get_text() for text in axes.texts} == {"2.500", "2.250", "2.750"}
     grid: np.ndarray = np.ma.filled(np.ma.asarray(axes.collections[0].get_array()), np.nan)
     assert np.array_equal(grid, [[2.5, 2.25, np.nan], [np.nan, np.nan, 2.75]], equal_nan=True)
     (axes,) = landscape.heat_figure(POINTS, KEYS[0], KEYS[1], "bits", higher=True).axes
-    assert "2.3" in {text.get_text() for text in axes.texts}
+    assert "2.300" in {text.get_text() for text in axes.texts}
 
 
 def test_lines_run_from_axis_to_axis_and_the_best_is_drawn_last():

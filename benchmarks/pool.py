@@ -52,9 +52,9 @@ def measure(jobs: Mapping[str, Callable[[], Result]], directory: Path) -> dict[s
 
 
 def unequal(results: Iterable[Result]) -> float:
-    """Return the greatest speed of the machine over the least among the results."""
+    """Return the greatest speed of the machine over the least among the results; 1 if none."""
     speeds = [result["speed"] for result in results]
-    return max(speeds) / min(speeds)
+    return max(speeds) / min(speeds) if speeds else 1.0
 
 
 def speed(steps: int = 100) -> float:

@@ -32,7 +32,8 @@ class Location:
             field: the setting that it is the value of, for the error.
 
         Raises:
-            ValueError: if the URI's scheme is unknown or it cannot be parsed.
+            ValueError: in one line, if the URI's scheme is unknown, it cannot be parsed, or its
+                file system has no library here or does not answer.
         """
         if isinstance(place, Location):
             return place
@@ -41,10 +42,10 @@ class Location:
             return cls(fs.LocalFileSystem(), str(Path(text).expanduser().absolute()))
         try:
             filesystem, path = fs.FileSystem.from_uri(text)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
             name = f"{field}={text}" if field else text
             raise ValueError(
-                f"{name}: not a usable path or URI ({error}); "
+                f"{name}: not a usable path or URI ({' '.join(str(error).split())}); "
                 "give a directory or file, or a URI as s3://BUCKET/PATH"
             ) from error
         return cls(filesystem, path)

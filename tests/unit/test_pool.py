@@ -24,3 +24,4 @@ def test_only_missing_measurements_are_made_and_unequal_machines_are_named(tmp_p
     assert factor > EQUAL
     assert f"speeds that differ by a factor of {factor:.1f}; delete the" in said
     assert measure(jobs, tmp_path) == results
+    assert measure({}, tmp_path) == {}

@@ -66,8 +66,8 @@ def test_relative_paths_and_uris_name_the_same_place(tmp_path, monkeypatch):
     assert str(Location.of((tmp_path / "runs").as_uri())) == str(tmp_path / "runs")
 
 
-@pytest.mark.parametrize("place", ["nowhere://bucket/x", "http://[/x"])
-def test_an_unknown_uri_is_refused_in_one_line(place):
+@pytest.mark.parametrize("place", ["nowhere://bucket/x", "http://[/x", "hdfs://[::]:1/x"])
+def test_an_unusable_uri_is_refused_in_one_line(place):
     said = r"not a usable path or URI \([^\n]*\); give a directory or file, or a URI as [^\n]*"
     with pytest.raises(ValueError, match=f"^{re.escape(place)}: {said}$"):
         Location.of(place)

@@ -44,7 +44,7 @@ def main() -> int:
         figures = {"name": options.model, **score_source(rnn, data, options.sequences)}
         print(summary_table(figures))
         if options.json:
-            Location.of(options.json).write_json(figures)
+            Location.of(options.json, "json").write_json(figures)
     return 0
 
 

@@ -92,7 +92,7 @@ def load_rnn(path: str | Path | Location, *, cell_module: str = "") -> ExportedR
             format, or one whose cell is a class of a module that is not imported yet; or if
             `cell_module` cannot be imported.
     """
-    directory = Location.of(path)
+    directory = Location.of(path, "model")
     if cell_module:
         _import(cell_module)
     config = _read(directory, "config.json", json.loads)

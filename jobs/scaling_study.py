@@ -17,18 +17,18 @@ from smt_ray.distributed.session import configure_logging
 from smt_ray.distributed.trainer import Stopped
 from smt_ray.job import STOPPED
 from smt_ray.presets import on_source
-from smt_ray.studies.chapters import (
+from smt_ray.studies.measurements import INTERVALS, measurements
+from smt_ray.studies.quality import trials
+from smt_ray.studies.scaling import Design, scaling_study
+from smt_ray.studies.scenario import read_plan
+from smt_ray.studies.space import Choice, parse_space, written
+from smt_ray.studies.tables import (
     cost_table,
     laws_table,
     quality_table,
     terminal_table,
     throughput_table,
 )
-from smt_ray.studies.measurements import INTERVALS, measurements
-from smt_ray.studies.quality import trials
-from smt_ray.studies.scaling import Design, scaling_study
-from smt_ray.studies.scenario import read_plan
-from smt_ray.studies.space import Choice, parse_space, written
 
 ABOUT = """Measure how training scales: throughput over workers and encoder gangs, losses over
 sizes, and what a plan would cost. What is finished is kept: the same command goes on, and a changed

@@ -1,21 +1,24 @@
 """The page of a scaling study: one section a question, with its figures and tables."""
 
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from matplotlib.figure import Figure
-from rich import box
-from rich.table import Table as RichTable
 
 from smt_ray.data.storage import Location
 from smt_ray.evaluation import scaling as figures
 from smt_ray.evaluation.panels import Panel, to_svg
-from smt_ray.evaluation.study import Section, Table
-from smt_ray.evaluation.table import duration, printed
+from smt_ray.evaluation.study import Section
 from smt_ray.studies.points import Row
 from smt_ray.studies.quality import QUANTITIES, Curve
+from smt_ray.studies.tables import (
+    compression_table,
+    cost_table,
+    laws_table,
+    quality_table,
+    throughput_table,
+)
 
 
 @dataclass(frozen=True)
@@ -34,16 +37,6 @@ def chapters(result: Result) -> list[Section]:
     """Return the sections of what was studied; their figures lie in the directory as PNG, too."""
     sections = [_throughput(result), *_quality(result), _cost(result)]
     return [section for section in sections if section]
-
-
-def terminal_table(title: str, table: Table) -> str:
-    """Return a table of the page as text of at most 100 columns."""
-    drawn = RichTable(box=box.SIMPLE_HEAD, title=title, title_justify="left", padding=(0, 1, 0, 0))
-    for column, numeric in zip(table.columns, table.numeric, strict=True):
-        drawn.add_column(column, justify="right" if numeric else "left", overflow="fold")
-    for row in table.rows:
-        drawn.add_row(*row)
-    return printed(drawn)
 
 
 def _panel(directory: Location, name: str, title: str, caption: str, figure: Figure) -> Panel:
@@ -89,31 +82,6 @@ def _throughput(result: Result) -> Section | None:
         "fraction of peak is that of FLOPs in matrix products, counted from the networks, to what "
         "one process reached in a large matrix product on the same device.",
     )
-
-
-def throughput_table(rows: Sequence[Row]) -> Table:
-    """Return the throughput as it is read."""
-    return Table(
-        columns=["stage", "scaling", "count", "batch", "per second", "efficiency", "of peak",
-                 "compute", "data", "collectives", "checkpoint"],
-        rows=[
-            [
-                row["stage"],
-                row["scaling"],
-                f"{row['count']} {row['of']}",
-                str(row["batch"]),
-                f"{row['per_s']:,.0f}",
-                f"{row['efficiency']:.2f}",
-                _percent(row["mfu"]),
-                *(_percent(row[f"share_{name}"]) for name in figures.SHARES),
-            ]
-            for row in rows
-        ],
-    )  # fmt: skip
-
-
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.1f} %"
 
 
 def _quality(result: Result) -> list[Section]:
@@ -168,54 +136,6 @@ def _quality(result: Result) -> list[Section]:
     return sections
 
 
-def compression_table(rows: Sequence[Row]) -> Table:
-    """Return the smallest memories as they are read."""
-    return Table(
-        columns=["target", "memory K * D", "FLOPs", "reached", "run"],
-        rows=[
-            [f"{row['target_bits']:.3f}", str(row["memory"]), f"{row['flops']:.3g}",
-             f"{row['rnn_bits']:.3f}", row["run"]]
-            for row in rows
-        ],
-    )  # fmt: skip
-
-
-def laws_table(found: Sequence[Curve]) -> Table:
-    """Return the laws as they are read."""
-
-    def cell(row: Row, name: str) -> str:
-        if row[name] is None or (name == "a" and not row["a"]):
-            return ""
-        return f"{row[name]:.3g} ({row[f'{name}_low']:.3g} to {row[f'{name}_high']:.3g})"
-
-    rows = [curve.row() for curve in found]
-    return Table(
-        title="Power laws",
-        columns=["loss", "against", "varied", "runs", "form", "a", "b", "c"],
-        rows=[
-            [row["measure"], row["against"],
-             row["field"] + (f" ({row['given']})" if row["given"] else ""),
-             str(row["points"]), row["form"], *(cell(row, name) for name in "abc")]
-            for row in rows
-        ],
-    )  # fmt: skip
-
-
-def quality_table(rows: Sequence[Row]) -> Table:
-    """Return the runs as they are read."""
-    return Table(
-        title="Runs",
-        columns=["run", "parameters", "memory", "tokens", "FLOPs", "teacher", "RNN", "BPTT"],
-        rows=[
-            [row["run"], f"{row['parameters']:,}", str(row["memory"]), f"{row['tokens']:.3g}",
-             f"{row['flops']:.3g}",
-             *("" if row[name] is None else f"{row[name]:.3f}"
-               for name in ("teacher_bits", "rnn_bits", "bptt_bits"))]
-            for row in rows
-        ],
-    )  # fmt: skip
-
-
 def _cost(result: Result) -> Section | None:
     rows, directory = result.cost, result.directory
     if not rows:
@@ -235,28 +155,3 @@ def _cost(result: Result) -> Section | None:
         "token shards and evaluation are not priced. Network bytes are what is read from and "
         "written to the storage and what all processes send in collectives.",
     )
-
-
-def cost_table(rows: Sequence[Row]) -> Table:
-    """Return the costs as they are read."""
-    return Table(
-        columns=["tokens", "stage", "processes", "steps", "hours", "dollars", "start-up",
-                 "labels", "storage", "collectives"],
-        rows=[
-            [f"{row['tokens']:.3g}", row["stage"],
-             "" if row["processes"] is None else str(row["processes"]),
-             f"{row['steps']:,}", f"{row['hours']:,.2f}", f"{row['dollars']:,.2f}",
-             duration(row["startup_s"]),
-             *(_bytes(row[f"{name}_bytes"]) for name in ("label", "storage", "collective"))]
-            for row in rows
-        ],
-    )  # fmt: skip
-
-
-def _bytes(count: float) -> str:
-    """Return bytes in the largest unit that they fill."""
-    for unit in ("B", "kB", "MB", "GB", "TB", "PB"):
-        if count < 1000 or unit == "PB":
-            break
-        count /= 1000
-    return f"{count:,.3g} {unit}" if count < 1000 else f"{count:,.0f} {unit}"

@@ -111,11 +111,11 @@ class Sweep:
         """Describe the trials and what they share."""
         entries = [trial.entry for trial in self.trials]
         lines = [f"{trial.id}  {written(trial.entry.fields)}" for trial in self.trials]
-        counts = [f"{len(distinct(entries, stage))} {words}" for stage, words in _SHARED.items()]
+        counts = [f"{words}: {len(distinct(entries, stage))}" for stage, words in _SHARED.items()]
         if self.options.search == "optuna":
             space = "\n".join(f"     {part}" for part in self.space)
             return f"{self.total} trials, suggested one after the other over\n{space}"
-        return "\n".join([*lines, f"{len(entries)} trials: {', '.join(counts)}"])
+        return "\n".join([*lines, f"{len(entries)} trials; {', '.join(counts)}"])
 
     def run(self) -> dict[str, Any]:
         """Run what is not finished, and write what the sweep found; return its summary."""

@@ -34,7 +34,7 @@ def test_trials_share_a_teacher_and_one_that_fails_stops_no_other(tmp_path, capl
     words += ["--name", "cells", "--space", "transition.cell=gru"]
     words += ["--space", f"transition.train.learning-rate={FAILS},1e-3"]
     sweep = Sweep(Sweeper(words))
-    assert sweep.plan().splitlines()[-1] == "2 trials: 1 teachers, 1 label sets"
+    assert sweep.plan().splitlines()[-1] == "2 trials; teachers: 1, label sets: 1"
     with caplog.at_level("INFO", "smt_ray"):
         summary = sweep.run()
     counts = {name: summary[name] for name in ("trials", "finished", "failed", "stopped")}

@@ -10,7 +10,7 @@ from smt_ray.distributed.meter import label_rate
 from smt_ray.distributed.trace import covered
 from smt_ray.evaluation.study import Study, write_study
 from smt_ray.presets import on_text
-from smt_ray.studies.chapters import Result, chapters, terminal_table, throughput_table
+from smt_ray.studies.chapters import Result, chapters
 from smt_ray.studies.measurements import (
     Point,
     measurements,
@@ -22,6 +22,7 @@ from smt_ray.studies.quality import compression_rows, curves
 from smt_ray.studies.scaling import cost_rows, read_points, scaling_study
 from smt_ray.studies.scenario import Plan, Scenario
 from smt_ray.studies.space import Choice
+from smt_ray.studies.tables import terminal_table, throughput_table
 
 TINY = on_text("tiny")
 

@@ -40,7 +40,7 @@ def test_fields_that_are_not_swept_hold_for_all_trials(tmp_path):
     assert found.options.run.name == "parity-16-tiny-sweep"
     assert found.metric == "rnn_accuracy"
     assert not found.options.early_stop
-    assert found.plan().splitlines()[-1] == "4 trials: 2 teachers, 2 label sets"
+    assert found.plan().splitlines()[-1] == "4 trials; teachers: 2, label sets: 2"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -46,7 +46,7 @@ ENOUGH = 0.999
 """Score that ends DMT or BPTT early, twice in a row; a teacher goes on, for its cell's sake."""
 RATES = (1e-3, 3e-4, 1e-4)
 SECONDS = 300.0
-SHARES = Shares(teacher=0.5)
+SHARES = Shares(teacher=0.5, transition=0.1)
 LABELLED = 4096
 """Sequences that SMT labels."""
 HELD_OUT = 1024

@@ -10,6 +10,7 @@ from smt_ray.studies.cost import Line, Stage, assumed, cost, fit_line, stages_of
 from smt_ray.studies.flops import networks, sequence_flops
 from smt_ray.studies.measurements import Point
 from smt_ray.studies.scenario import Scenario, read_plan
+from smt_ray.studies.tables import cost_table, terminal_table
 
 RUN = paper()
 SCENARIO = Scenario(
@@ -55,6 +56,16 @@ def test_a_trillion_tokens_on_paper():
     labels = rows["labels"]["label_bytes"]
     assert rows["transition"]["storage_bytes"] == pytest.approx(labels + 4e12, rel=1e-9)
     assert rows["dmt"]["storage_bytes"] == pytest.approx(2 * (labels + 4e12) / RUN.dmt.visits)
+
+
+def test_a_trillion_tokens_fit_the_terminal():
+    rows = cost(SCENARIO, assumed(2e14))
+    lines = terminal_table("cost", cost_table(rows)).splitlines()
+    assert max(map(len, lines)) <= 100
+    # Nothing is folded: a line a row, and one that names all columns.
+    assert sum("1e+12" in line for line in lines) == len(rows)
+    assert sum(bool(line.strip()) for line in lines) == len(rows) + 3
+    assert any("collectives" in line for line in lines)
 
 
 def test_time_is_linear_in_tokens_and_startup_is_apart():

@@ -189,7 +189,8 @@ TINY_TASK: dict[str, Any] = {
         "dynamics": 1.0,
         "dense_dynamics": True,
         "whiten_dynamics": True,
-        "dynamics_ramp": 1000,
+        # Its first half must outlast the search for what to remember, or memory collapses.
+        "dynamics_ramp": 2400,
     },
     "teacher": {
         "steps": 4000,

@@ -50,7 +50,7 @@ SHARES = Shares(teacher=0.5, transition=0.1)
 LABELLED = 4096
 """Sequences that SMT labels."""
 RAMP = 1000
-"""Steps of the ramp of the dynamics: a teacher has time for fewer steps here than in the job."""
+"""Steps of the ramp of the dynamics with which the kept cells were made; the preset has more."""
 HELD_OUT = 1024
 QUICK = (("retrieval", 32), ("retrieval", 64), ("copy", 32))
 
@@ -149,7 +149,6 @@ class Growing(Stream):
 def run_cell(cell: Cell) -> Result:
     """Train and score one cell."""
     config = on_task("tiny", f"task:{cell.task}", cell.length)
-    config = config.override("loss.dynamics_ramp", RAMP)
     result = _smt(cell, config) if cell.method == "smt" else _bptt(cell, config)
     return {**asdict(cell), **result}
 
@@ -158,6 +157,7 @@ def _smt(cell: Cell, config: RunConfig) -> dict[str, Any]:
     """Train teacher, transition and DMT, and the control of DMT with as many steps."""
     for stage in ("teacher", "transition.train", "dmt.train"):
         config = config.override(f"{stage}.seed", cell.seed)
+    config = config.override("loss.dynamics_ramp", RAMP)
     source = TaskSource(config, cell.seed)
     validation, test = source.held_out("validation"), source.held_out("test")
 

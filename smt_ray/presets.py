@@ -178,7 +178,7 @@ JOBS = {"text": "pretrain_lm", "task": "solve_task", "pixels": "pretrain_pixels"
 
 TINY_TASK: dict[str, Any] = {
     "model": {
-        "width": 32,  # on slow cores the teacher sees what to remember in half the time of 64
+        "width": 32,  # a step takes a little over half the time of 64: docs/log.md
         "memory_tokens": 2,  # with 4 the teacher finds what to remember much later: docs/log.md
         "encoder_depth": 2,
         "trunk_reach": 3,

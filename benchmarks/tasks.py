@@ -49,8 +49,6 @@ SECONDS = 300.0
 SHARES = Shares(teacher=0.5, transition=0.1)
 LABELLED = 4096
 """Sequences that SMT labels."""
-RAMP = 1000
-"""Steps of the ramp of the dynamics with which the kept cells were made; the preset has more."""
 HELD_OUT = 1024
 QUICK = (("retrieval", 32), ("retrieval", 64), ("copy", 32))
 
@@ -157,7 +155,6 @@ def _smt(cell: Cell, config: RunConfig) -> dict[str, Any]:
     """Train teacher, transition and DMT, and the control of DMT with as many steps."""
     for stage in ("teacher", "transition.train", "dmt.train"):
         config = config.override(f"{stage}.seed", cell.seed)
-    config = config.override("loss.dynamics_ramp", RAMP)
     source = TaskSource(config, cell.seed)
     validation, test = source.held_out("validation"), source.held_out("test")
 

@@ -189,8 +189,7 @@ TINY_TASK: dict[str, Any] = {
         "dynamics": 1.0,
         "dense_dynamics": True,
         "whiten_dynamics": True,
-        # Its first half must outlast the search for what to remember, or memory collapses.
-        "dynamics_ramp": 2400,
+        "dynamics_below": 0.5,  # chance is 0.69 (parity) to 2.77
     },
     "teacher": {
         "steps": 4000,

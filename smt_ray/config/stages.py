@@ -28,9 +28,9 @@ class LossConfig:
     """Divide Eq. 3 by the variance of each memory slot over the sequences of a forward (best with
     `dense_dynamics`: sampled timesteps differ by sequence), so that a collapse of the memory does
     not lower it."""
-    dynamics_ramp: int = 0
-    """Steps after which the whole gradient of Eq. 3 reaches the encoder; in the first half of them
-    it reaches the cell alone, then its share rises."""
+    dynamics_below: float = 0.0
+    """Nats a target: the gradient of Eq. 3 reaches the encoder only through sequences that Eq. 2
+    decodes better than this, the more the better they are; 0: through all of them, whole."""
     detach_dynamics: bool = False
     """Cut the gradient of Eq. 3 to the encoder."""
     timesteps: int = 4
@@ -40,7 +40,7 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         """Check every field."""
-        at_least(0, "loss", self, "decoding", "dynamics", "uniformity", "dynamics_ramp")
+        at_least(0, "loss", self, "decoding", "dynamics", "uniformity", "dynamics_below")
         at_least(1, "loss", self, "timesteps", "horizon")
 
 

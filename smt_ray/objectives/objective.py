@@ -53,15 +53,20 @@ def valid_targets(targets: Int[Tensor, "*rows"]) -> Float[Tensor, ""]:
     return (targets != IGNORED).sum().float()
 
 
-def cross_entropy(
-    logits: Float[Tensor, "*rows V"], targets: Int[Tensor, "*rows"], count: Float[Tensor, ""]
-) -> Float[Tensor, ""]:
-    """Sum the cross-entropy in nats over valid targets, divided by `count`."""
-    total = F.cross_entropy(
-        logits.flatten(0, -2).float(), targets.flatten(), ignore_index=IGNORED, reduction="sum"
+def target_nats(
+    logits: Float[Tensor, "*rows V"], targets: Int[Tensor, "*rows"]
+) -> Float[Tensor, "*rows"]:
+    """Return the cross-entropy of each target in nats; 0 where there is none."""
+    nats = F.cross_entropy(
+        logits.flatten(0, -2).float(), targets.flatten(), ignore_index=IGNORED, reduction="none"
     )
+    return nats.view_as(targets)
+
+
+def mean_over(count: Float[Tensor, ""], nats: Float[Tensor, "*rows"]) -> Float[Tensor, ""]:
+    """Return the sum divided by the global `count` of valid targets."""
     # A mean count over micro-batches may lie below 1; without any target, 0 / 0 must not be NaN.
-    return total / count.clamp(min=1e-6)
+    return nats.sum() / count.clamp(min=1e-6)
 
 
 def readout_loss(
@@ -78,7 +83,7 @@ def readout_loss(
     asked = targets.flatten() != IGNORED
     asked[0] = True
     logits = readout(memory.flatten(0, 1)[asked])[:, 0]
-    return cross_entropy(logits, targets.flatten()[asked], count)
+    return mean_over(count, target_nats(logits, targets.flatten()[asked]))
 
 
 def previous(memory: Float[Tensor, "B L K D"]) -> Float[Tensor, "B L K D"]:

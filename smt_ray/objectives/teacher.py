@@ -17,10 +17,11 @@ from smt_ray.objectives.objective import (
     Batch,
     Objective,
     apply_cell,
-    cross_entropy,
     hashed,
+    mean_over,
     normalisers,
     readout_loss,
+    target_nats,
     valid_targets,
 )
 
@@ -59,16 +60,26 @@ class Teacher(Objective):
         sampled = self.horizon(batch["targets"], self.timesteps(batch))
         return torch.stack((valid_targets(sampled), valid_targets(batch["targets"])))
 
-    def dynamics_share(self, step: Int[Tensor, ""]) -> Tensor | float:
-        """Return which share of the gradient of Eq. 3 reaches the encoder at `step`.
+    def dynamics_share(
+        self, nats: Float[Tensor, "B S F"], targets: Int[Tensor, "B S F"]
+    ) -> Float[Tensor, "B 1 1 1"] | float:
+        """Return which share of each sequence's gradient of Eq. 3 reaches the encoder.
 
-        None of it in the first half of the ramp: memories that do not differ are easy to follow, so
-        until they tell the future it would only take away what differs in them (docs/log.md).
+        Memories that do not differ are easy to follow. So until those of a sequence tell its
+        future, this gradient would only take away what differs in them (docs/log.md); and where it
+        begins to harm them, it ends.
+
+        Args:
+            nats: cross-entropy of the decoded targets.
+            targets: these targets.
         """
         if self.loss.detach_dynamics:
             return 0.0
-        ramp = self.loss.dynamics_ramp
-        return (2 * step / ramp - 1).clamp(0, 1) if ramp else 1.0
+        if not self.loss.dynamics_below:
+            return 1.0
+        asked = (targets != IGNORED).sum((1, 2)).clamp(min=1)
+        mean = nats.detach().sum((1, 2)) / asked
+        return (1 - mean / self.loss.dynamics_below).clamp(min=0)[:, None, None, None]
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return Eq. 5 and its parts in nats (`loss/dec`, `loss/dense`) and mean squares."""
@@ -93,11 +104,13 @@ class Teacher(Objective):
 
         following = self.horizon(inputs, timesteps)[..., 1:].clamp(min=0)
         logits = self.decoder(decoded.flatten(0, 1), following.flatten(0, 1))
-        dec = cross_entropy(logits, self.horizon(targets, timesteps).flatten(0, 1), sampled)
+        future = self.horizon(targets, timesteps)
+        nats = target_nats(logits.view(*future.shape, -1), future)
+        dec = mean_over(sampled, nats)
 
         before = torch.cat((torch.zeros_like(first), now), dim=1)
         label = torch.cat((first, after), dim=1)
-        share = self.dynamics_share(batch["step"])
+        share = self.dynamics_share(nats, future)
         before, label = _led_by(before, share), _led_by(label, share)
         arriving = inputs
         if not config.dense_dynamics:

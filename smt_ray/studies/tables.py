@@ -15,15 +15,14 @@ from smt_ray.studies.quality import Curve
 def throughput_table(rows: Sequence[Row]) -> Table:
     """Return the throughput as it is read."""
     return Table(
-        columns=["stage", "scaling", "count", "batch", "per second", "efficiency", "of peak",
-                 "compute", "data", "collectives", "checkpoint"],
+        columns=["stage", "scaling", "workers", "per s", "efficiency", "of peak",
+                 "compute", "data", "collectives", "saving"],
         rows=[
             [
                 row["stage"],
                 row["scaling"],
-                f"{row['count']} {row['of']}",
-                str(row["batch"]),
-                f"{row['per_s']:,.0f}",
+                _workers(row),
+                _rounded(row["per_s"]),
                 f"{row['efficiency']:.2f}",
                 _percent(row["mfu"]),
                 *(_percent(row[f"share_{name}"]) for name in SHARES),
@@ -31,6 +30,12 @@ def throughput_table(rows: Sequence[Row]) -> Table:
             for row in rows
         ],
     )  # fmt: skip
+
+
+def _workers(row: Row) -> str:
+    """Return how many workers a stage had; where it was gangs, the word too."""
+    number = str(row["count"])
+    return number if row["of"] == "workers" else f"{number} gang{'s' * (row['count'] > 1)}"
 
 
 def _percent(value: float | None) -> str:
@@ -93,7 +98,7 @@ def cost_table(rows: Sequence[Row]) -> Table:
         rows=[
             [f"{row['tokens']:.3g}", row["stage"],
              "" if row["processes"] is None else str(row["processes"]),
-             _steps(row["steps"]), _amount(row["hours"]), _amount(row["dollars"]),
+             _rounded(row["steps"]), _amount(row["hours"]), _amount(row["dollars"]),
              duration(row["startup_s"]),
              *(_bytes(row[f"{name}_bytes"]) for name in ("label", "storage", "collective"))]
             for row in rows
@@ -101,9 +106,9 @@ def cost_table(rows: Sequence[Row]) -> Table:
     )  # fmt: skip
 
 
-def _steps(count: int) -> str:
-    """Return a number of steps, from a million on in millions."""
-    return f"{count:,}" if count < 1_000_000 else f"{count / 1e6:,.4g} M"
+def _rounded(count: float) -> str:
+    """Return a whole number, from a million on in millions."""
+    return f"{count:,.0f}" if count < 1_000_000 else f"{count / 1e6:,.4g} M"
 
 
 def _amount(number: float) -> str:

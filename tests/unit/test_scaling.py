@@ -106,10 +106,19 @@ def test_rows_say_efficiency_utilisation_and_shares():
     assert sum(value for name, value in base.items() if name.startswith("share_")) == 1
     assert labels["share_compute"] is None
     text = terminal_table("study", throughput_table([base, labels]))
-    assert "2 workers" not in text
-    assert "1 gangs" in text
+    assert "1 gang " in text
     again = [replace(BASE, per_s=rate) for rate in (90.0, 300.0, 110.0)]
     assert [found.per_s for found in medians([*again, LABELS])] == [110.0, 50.0]
+
+
+def test_the_throughput_of_a_cluster_fits_the_terminal():
+    names = ("teacher", "transition", "labels")
+    points = [replace(point("base", 1, 9e5), stage=name) for name in names]
+    points += [replace(point("strong", 128, 1.6e7), stage=name) for name in names]
+    lines = terminal_table("study", throughput_table(throughput_rows(points))).splitlines()
+    assert max(map(len, lines)) <= 100
+    assert len([line for line in lines if line.strip()]) == 3 + len(points)  # no line is broken
+    assert any(" 128 gangs " in line and " 16 M " in line for line in lines)
 
 
 def test_labels_are_counted_while_all_gangs_are_at_work():

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, LogLocator, NullLocator, StrMethodFormatter
+from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from smt_ray.evaluation.plots import MUTED, SERIES, STYLE, new_figure
 
@@ -149,8 +149,9 @@ def _doublings(axes: Axes, counts: Sequence[int]) -> None:
 
 
 def _few_ticks(axes: Axes) -> None:
-    """Label 1, 2 and 5 of a decade where there are few decades."""
+    """Label 1, 2 and 5 of a decade where there are few decades, round numbers within one."""
     low, high = axes.get_xlim()
     subs = (1, 2, 5) if high < 30 * low else (1,)
-    axes.xaxis.set(major_locator=LogLocator(subs=subs, numticks=9), minor_locator=NullLocator())
+    locator = MaxNLocator(4) if high < 4 * low else LogLocator(subs=subs, numticks=9)
+    axes.xaxis.set(major_locator=locator, minor_locator=NullLocator())
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:.3g}"))

@@ -67,7 +67,7 @@ class Teacher(Objective):
 
         Memories that do not differ are easy to follow. So until those of a sequence tell its
         future, this gradient would only take away what differs in them (docs/log.md); and where it
-        begins to harm them, it ends.
+        begins to harm them, it ends. A sequence without a target passes all of it.
 
         Args:
             nats: cross-entropy of the decoded targets.
@@ -135,7 +135,7 @@ class Teacher(Objective):
 def _led_by(memory: Tensor, share: Tensor | float) -> Tensor:
     """Return the same memory, of whose gradient only a share goes on."""
     fixed = memory.detach()
-    return fixed + share * (memory - fixed)
+    return fixed + (share * (memory - fixed)).to(memory.dtype)
 
 
 def _at(memory: Float[Tensor, "B L K D"], timesteps: Int[Tensor, "B S"]) -> Tensor:

@@ -182,6 +182,12 @@ def test_dynamics_reach_the_encoder_through_sequences_that_are_decoded_well_and_
             torch.testing.assert_close(own[name], factor * gradient)
 
 
+def test_dynamics_that_wait_train_in_bfloat16_too():
+    model = teacher(dynamics_below=2.0).bfloat16()
+    model(make_batch())["loss"].backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
 def test_transition_equals_a_loop_over_pairs():
     model = random_weights(Transition(MODEL, VOCABULARY)).requires_grad_(False)
     batch = make_batch()

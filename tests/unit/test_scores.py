@@ -84,8 +84,9 @@ def test_bits_are_per_unit_covered():
     plain.add(memory, readout, targets)
     covered.add(memory[:4], readout, targets[:4], 50)
     covered.add(memory[4:], readout, targets[4:], 10)
-    np.testing.assert_allclose(covered.bits * 60, plain.bits * 6 * L, rtol=1e-9)
-    np.testing.assert_allclose(covered.curve.numpy() * 60, plain.curve.numpy() * 6 * L, rtol=1e-9)
+    # Nats are fp32, and batches of other sizes round otherwise.
+    np.testing.assert_allclose(covered.bits * 60, plain.bits * 6 * L, rtol=1e-6)
+    np.testing.assert_allclose(covered.curve.numpy() * 60, plain.curve.numpy() * 6 * L, rtol=1e-6)
     np.testing.assert_allclose(covered.bits, float(covered.curve.mean()), rtol=1e-9)
 
 

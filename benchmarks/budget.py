@@ -1,18 +1,18 @@
-"""Training in this process for so many CPU seconds: what methods are compared at equal time with.
+"""Training in this process for so many CPU-seconds: what methods are compared at equal time with.
 
 The project's own objectives, streams, optimizer settings and schedules, without Ray and DeepSpeed:
 one process and one torch thread, so that two comparisons run side by side on two cores. Time is the
-CPU time of the process, whatever else the machine does; a schedule runs over the share of the time
-that is used. Scores on held-out data do not count.
+CPU time of the process in seconds of a reference core (`timer.py`), whatever else the machine does;
+a schedule runs over the share of the time that is used. Scores on held-out data do not count.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from benchmarks.timer import now
 from smt_ray.config import TrainConfig
 from smt_ray.data.reader import Batch, Stream
 from smt_ray.distributed.loop import learning_rate
@@ -71,7 +71,7 @@ def train(
     outcome, due = Outcome(), every
     kept: dict[str, Tensor] = {}
     while outcome.seconds < seconds and outcome.steps < steps:
-        began = time.process_time()
+        began = now()
         share = max(outcome.seconds / seconds, outcome.steps / steps)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(schedule, int(share * FINE))
@@ -81,7 +81,7 @@ def train(
             stream.carry(outcome.steps, carry)
         outcome.steps += 1
         outcome.tokens += batch["inputs"].numel()
-        outcome.seconds += time.process_time() - began
+        outcome.seconds += now() - began
         if score and outcome.seconds >= due:
             due = outcome.seconds + every
             outcome.scores.append((outcome.seconds, score()))

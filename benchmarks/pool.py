@@ -1,28 +1,25 @@
 """Independent measurements, two at a time, each in a process with one torch thread.
 
-Every measurement leaves one JSON file; a second run makes only those that are missing. In the same
-seconds a faster machine trains further, so each result holds the machine's `speed`, and what was
-measured at another speed is not to be compared at equal time.
+Every measurement leaves one JSON file; a second run makes only those that are missing. Each result
+holds the machine's `speed`, which its seconds are adjusted for (`timer.py`).
 """
 
 import json
 import multiprocessing
 import os
 import sys
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.timer import now, timer
 from smt_ray.distributed.session import WORKER_ENVIRONMENT
 
 Result = dict[str, Any]
 CONCURRENT = 2
-EQUAL = 1.25
-"""Speeds of one machine, as it is shared, differ by less than this factor."""
 
 
 def measure(jobs: Mapping[str, Callable[[], Result]], directory: Path) -> dict[str, Result]:
@@ -41,38 +38,12 @@ def measure(jobs: Mapping[str, Callable[[], Result]], directory: Path) -> dict[s
             name = futures[future]
             files[name].write_text(json.dumps(future.result(), indent=1) + "\n")
             print(f"{done} of {len(missing)}: {name}", file=sys.stderr, flush=True)
-    results = {name: json.loads(file.read_text()) for name, file in files.items()}
-    if (factor := unequal(results.values())) > EQUAL:
-        print(
-            f"{directory}: was measured at speeds that differ by a factor of {factor:.1f}; delete "
-            "the results of the other machine to compare at equal time",
-            file=sys.stderr,
-        )
-    return results
-
-
-def unequal(results: Iterable[Result]) -> float:
-    """Return the greatest speed of the machine over the least among the results; 1 if none."""
-    speeds = [result["speed"] for result in results]
-    return max(speeds) / min(speeds) if speeds else 1.0
-
-
-def speed(steps: int = 100) -> float:
-    """Return the training steps of a small fixed Transformer layer a CPU second."""
-    layer = torch.nn.TransformerEncoderLayer(64, 4, 256, dropout=0.0, batch_first=True)
-    memory = torch.randn(64, 8, 64)
-
-    def train(steps: int) -> float:
-        began = time.process_time()
-        for _ in range(steps):
-            layer(memory).square().mean().backward()
-        return time.process_time() - began
-
-    train(10)  # warms up
-    return steps / train(steps)
+    return {name: json.loads(file.read_text()) for name, file in files.items()}
 
 
 def _with_speed(job: Callable[[], Result]) -> Result:
-    """Run a job; add the mean speed of the machine before and after it."""
-    before, result = speed(), job()
-    return {**result, "speed": (before + speed()) / 2}
+    """Run a job; add the mean speed of the machine at it, in steps of the timer's layer."""
+    timer.cache_clear()
+    result = job()
+    now()
+    return {**result, "speed": timer().speed}

@@ -14,7 +14,7 @@ import jinja2
 from matplotlib import rc_context
 
 from benchmarks import ablations, method, tasks
-from benchmarks.pool import EQUAL, Result, unequal
+from benchmarks.pool import Result
 from smt_ray.evaluation.plots import SERIES, STYLE, new_figure
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -187,14 +187,11 @@ PARTS: dict[str, Callable[[dict[str, Result]], dict[str, Any]]] = {
 def main() -> int:
     """Write the page."""
     found = {name: read(DOCS / "results" / name) for name in PARTS}
-    parts = {
-        name: {**PARTS[name](results), "unequal": unequal(results.values())} if results else None
-        for name, results in found.items()
-    }
+    parts = {name: PARTS[name](results) if results else None for name, results in found.items()}
     template = jinja2.Environment(
         autoescape=False, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     ).from_string(TEMPLATE.read_text())
-    (DOCS / "results.md").write_text(template.render(parts, equal=EQUAL) + "\n")
+    (DOCS / "results.md").write_text(template.render(parts) + "\n")
     print(DOCS / "results.md")
     return 0
 

@@ -4,7 +4,6 @@ Shapes: B batch, L sequence, K memory tokens, D width.
 """
 
 import copy
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -14,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from benchmarks.budget import Outcome, train
+from benchmarks.timer import now
 from smt_ray.config import BpttConfig, DmtConfig, RunConfig, TrainConfig
 from smt_ray.data.reader import Batch, Stream
 from smt_ray.data.windows import Windows
@@ -105,12 +105,12 @@ def train_teacher(
         enough=enough,
         best=best,
     )
-    began = time.process_time()
+    began = now()
     fresh = source.training(config.dmt.train.global_batch)
     batches = labelled // config.dmt.train.global_batch
     labels = label(teacher.encoder, fresh, batches, seconds * shares.labels)
     tokens = sum(batch["inputs"].numel() for batch in labels)
-    made = Outcome(seconds=time.process_time() - began, tokens=tokens)
+    made = Outcome(seconds=now() - began, tokens=tokens)
     fitted = Transition(config.model, source.vocabulary)
     fitted.cell.load_state_dict(teacher.cell.state_dict())
     limit = seconds * shares.transition
@@ -124,9 +124,9 @@ def label(encoder: Encoder, stream: Stream, batches: int, seconds: float) -> lis
     It ends after `batches`, or after the first that is ready when the CPU seconds are used.
     """
     labelled: list[Batch] = []
-    began = time.process_time()
+    began = now()
     for step in range(batches):
-        if labelled and time.process_time() - began > seconds:
+        if labelled and now() - began > seconds:
             break
         batch = stream.batch(step)
         labelled.append({**batch, "memory": encode(encoder, batch).bfloat16()})

@@ -11,7 +11,6 @@ import argparse
 import json
 import sys
 import tempfile
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -32,6 +31,7 @@ from benchmarks.smt import (
     train_dmt,
     train_teacher,
 )
+from benchmarks.timer import now
 from smt_ray.config import RunConfig, TaskConfig, TrainConfig
 from smt_ray.data.reader import Batch, Stream
 from smt_ray.model.rnn import RNN
@@ -136,11 +136,11 @@ class Growing(Stream):
     def __init__(self, streams: Sequence[Stream], seconds: float) -> None:
         """Begin now."""
         self.streams, self.share = streams, seconds / len(streams)
-        self.began = time.process_time()
+        self.began = now()
 
     def batch(self, step: int) -> Batch:
         """Return the batch of the stream whose time it is."""
-        turn = int((time.process_time() - self.began) / self.share)
+        turn = int((now() - self.began) / self.share)
         return self.streams[min(turn, len(self.streams) - 1)].batch(step)
 
 

@@ -27,6 +27,9 @@ class ModelConfig:
     trunk_reach: int = 3
     """Positions before each one that every block of the causal trunk adds to it first, weighted by
     channel: a short causal convolution, without which recall is learned late."""
+    clock: bool = False
+    """Add sines of the absolute position to the inputs of the causal trunk and of the decoder,
+    beside the rotary ones, which tell distances alone. The RNN itself has no clock."""
     register_depth: int = 2
     """R: blocks in which the K registers of each timestep read the trunk (`causal`)."""
     project_registers: bool = True

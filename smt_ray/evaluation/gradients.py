@@ -74,14 +74,16 @@ def supervised_gradients(
         per_memory = memory[0, 0].numel()
         (gradient,) = torch.autograd.grad(loss.dynamics * error / per_memory, leaf)
         decoded = []
-        for part, after, answer in zip(
+        timesteps = torch.arange(memory.shape[1], device=memory.device).repeat(len(memory))
+        for part, after, at, answer in zip(
             memory.detach().flatten(0, 1).split(size),
             following.split(size),
+            timesteps.split(size),
             wanted.split(size),
             strict=True,
         ):
             own = part.clone().requires_grad_()
-            nats = _nats(decoder(own, after).flatten(0, 1), answer.flatten())
+            nats = _nats(decoder(own, after, at).flatten(0, 1), answer.flatten())
             decoded += torch.autograd.grad(loss.decoding * nats, own)
     return _norms(gradient + torch.cat(decoded).view_as(gradient))
 

@@ -31,6 +31,18 @@ def rotation(length: int, head_width: int, device: torch.device) -> Rotation:
     return torch.polar(torch.ones_like(angles), angles)
 
 
+def clock(positions: Int[Tensor, "*T"], width: int) -> Float[Tensor, "*T D"]:
+    """Return sines and cosines of absolute positions, of mean square 1/2 (arXiv:1706.03762).
+
+    Rotary angles tell distances alone. "As far after the marker as the answer is before it" is no
+    distance, but a fixed linear map of these.
+    """
+    half = width // 2
+    frequencies = 10_000.0 ** (-torch.arange(half, device=positions.device) / half)
+    angles = positions[..., None] * frequencies
+    return torch.cat((angles.sin(), angles.cos()), dim=-1)
+
+
 def rotate(x: Float[Tensor, "N H T d"], by: Rotation) -> Float[Tensor, "N H T d"]:
     """Rotate each head's pairs of neighbouring numbers by the angles of their positions."""
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))

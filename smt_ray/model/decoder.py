@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from smt_ray.config import ModelConfig
-from smt_ray.model.blocks import Block, Embedding, Linear, normalize, rotation
+from smt_ray.model.blocks import Block, Embedding, Linear, clock, normalize, rotation
 
 
 class Decoder(nn.Module):
@@ -18,6 +18,7 @@ class Decoder(nn.Module):
         """Create the blocks and the output map."""
         super().__init__()
         self.head_width = config.width // config.heads
+        self.clock = config.clock
         self.embed = Embedding(vocabulary, config.width)
         self.slot = nn.Parameter(torch.randn(config.memory_tokens, config.width) * 0.5)
         self.blocks = nn.ModuleList(
@@ -26,17 +27,26 @@ class Decoder(nn.Module):
         self.logits = Linear(config.width, vocabulary, zero=True)
 
     def forward(
-        self, memory: Float[Tensor, "N K D"], following: Int[Tensor, "N F_1"] | None = None
+        self,
+        memory: Float[Tensor, "N K D"],
+        following: Int[Tensor, "N F_1"] | None = None,
+        timesteps: Int[Tensor, " N"] | None = None,
     ) -> Float[Tensor, "N F V"]:
         """Return the logits of y_t..y_{t+F-1}.
 
         Args:
             memory: m_t.
             following: x_{t+1}..x_{t+F-1}, so F - 1 tokens; none for the readout.
+            timesteps: t of each memory; needed with `following` where the model has a clock.
         """
         stream = memory + self.slot
         if following is not None:
-            stream = torch.cat((stream, self.embed(following)), dim=1)
+            arriving = self.embed(following)
+            if self.clock:
+                assert timesteps is not None
+                offsets = torch.arange(1, 1 + following.shape[1], device=following.device)
+                arriving = arriving + clock(timesteps[:, None] + offsets, arriving.shape[-1])
+            stream = torch.cat((stream, arriving), dim=1)
         by = rotation(stream.shape[1], self.head_width, stream.device)
         horizon = stream.shape[1] - memory.shape[1] + 1
         *early, final = self.blocks

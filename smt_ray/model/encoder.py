@@ -19,6 +19,7 @@ from smt_ray.model.blocks import (
     Embedding,
     Linear,
     Recent,
+    clock,
     normalize,
     rms_norm,
     rotate,
@@ -119,6 +120,9 @@ class CausalEncoder(nn.Module):
             timesteps: the timesteps t asked for, a sequence; all L of them when absent.
         """
         stream = self.embed(tokens)
+        if self.config.clock:
+            positions = torch.arange(tokens.shape[1], device=tokens.device)
+            stream = stream + clock(positions, self.config.width)
         by = rotation(tokens.shape[1], self.config.width // self.config.heads, tokens.device)
         for recent, block in zip(self.recent, self.trunk, strict=True):
             stream = block(recent(stream), by=by, causal=True)

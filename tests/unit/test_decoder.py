@@ -1,5 +1,7 @@
 """The decoder: one horizon is the beginning of a longer one; a logit sees no later input."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -33,6 +35,18 @@ def test_every_horizon_begins_like_a_longer_one(decoder, memory, following):
     for horizon in range(2, F):
         logits = decoder(memory, following[:, : horizon - 1])
         torch.testing.assert_close(logits, longest[:, :horizon], atol=1e-5, rtol=0)
+
+
+def test_a_clock_tells_when_later_inputs_arrive_and_nothing_of_the_memory(memory, following):
+    config = ModelConfig(width=D, memory_tokens=K, heads=2, clock=True)
+    decoder = random_weights(Decoder(config, VOCABULARY)).requires_grad_(False)
+    plain = Decoder(replace(config, clock=False), VOCABULARY)
+    plain.load_state_dict(decoder.state_dict())
+    early, late = torch.full((N,), 2), torch.full((N,), 9)
+    first, second = decoder(memory, following, early), decoder(memory, following, late)
+    torch.testing.assert_close(first[:, 0], second[:, 0], atol=1e-5, rtol=0)
+    assert (first - second)[:, 1:].abs().amax(-1).min() > 1e-4
+    torch.testing.assert_close(decoder(memory), plain(memory), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("at", range(F - 1))

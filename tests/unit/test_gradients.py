@@ -1,5 +1,7 @@
 """Gradient norms against autograd by hand, one sequence and one timestep at a time."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -42,12 +44,12 @@ def test_unrolled_gradients_are_those_of_a_loss_from_the_memory_on(batch):
     np.testing.assert_allclose(found, norms, rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("tokens", [1, 1 << 14])
-def test_supervised_gradients_are_those_of_equation_5(batch, monkeypatch, tokens):
+@pytest.mark.parametrize(("tokens", "clock"), [(1, False), (1, True), (1 << 14, True)])
+def test_supervised_gradients_are_those_of_equation_5(batch, monkeypatch, tokens, clock):
     monkeypatch.setattr(gradients, "TOKENS", tokens)
     inputs, targets = batch
     loss = LossConfig(decoding=0.7, dynamics=0.3, horizon=3)
-    decoder = random_weights(Decoder(MODEL, VOCABULARY))
+    decoder = random_weights(Decoder(replace(MODEL, clock=clock), VOCABULARY))
     cell = random_weights(build_cell(MODEL, VOCABULARY), 1)
     memory = torch.randn(B, L, K, D)
     norms = np.zeros(L)
@@ -59,7 +61,7 @@ def test_supervised_gradients_are_those_of_equation_5(batch, monkeypatch, tokens
             predicted = cell(before, inputs[row, t : t + 1])
             total = total + loss.dynamics * F.mse_loss(predicted, leaves[t])
             last = min(t + loss.horizon, L)
-            logits = decoder(leaves[t], inputs[row, t + 1 : last][None])[0]
+            logits = decoder(leaves[t], inputs[row, t + 1 : last][None], torch.tensor([t]))[0]
             answers = targets[row, t:last]
             nats = F.cross_entropy(logits, answers, ignore_index=-100, reduction="sum")
             total = total + loss.decoding * nats

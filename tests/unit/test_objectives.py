@@ -36,9 +36,9 @@ def make_batch(step=2, rows=B):
     }
 
 
-def teacher(*, encoder="causal", **changes):
+def teacher(*, encoder="causal", clock=False, **changes):
     settings = {name: getattr(LOSS, name) for name in LOSS.__slots__} | changes
-    model = dataclasses.replace(MODEL, encoder=encoder)
+    model = dataclasses.replace(MODEL, encoder=encoder, clock=clock)
     return random_weights(Teacher(model, LossConfig(**settings), VOCABULARY, SEED))
 
 
@@ -75,10 +75,16 @@ def test_every_timestep_is_sampled_equally_often():
 
 
 @pytest.mark.parametrize(
-    ("encoder", "dense"), [("causal", True), ("causal", False), ("bidirectional", False)]
+    ("encoder", "clock", "dense"),
+    [
+        ("causal", False, True),
+        ("causal", True, True),
+        ("causal", False, False),
+        ("bidirectional", False, False),
+    ],
 )
-def test_teacher_equals_a_loop_over_timesteps(encoder, dense):
-    model = teacher(encoder=encoder, dense=dense).requires_grad_(False)
+def test_teacher_equals_a_loop_over_timesteps(encoder, clock, dense):
+    model = teacher(encoder=encoder, clock=clock, dense=dense).requires_grad_(False)
     batch = make_batch()
     timesteps, inputs, targets = model.timesteps(batch), batch["inputs"], batch["targets"]
     memory = model.encoder(inputs)
@@ -88,7 +94,8 @@ def test_teacher_equals_a_loop_over_timesteps(encoder, dense):
         dyn.append(model.cell(empty, inputs[b, :1]) - memory[b, :1])
         for t in timesteps[b].tolist():
             last = min(t + LOSS.horizon, L)
-            logits = model.decoder(memory[b : b + 1, t], inputs[b : b + 1, t + 1 : last])[0]
+            following = inputs[b : b + 1, t + 1 : last]
+            logits = model.decoder(memory[b : b + 1, t], following, torch.tensor([t]))[0]
             future = targets[b, t:last].tolist()
             dec += [nats(row, y) for row, y in zip(logits, future, strict=True) if y != -100]
             decoded.append(memory[b, t])

@@ -1,0 +1,39 @@
+"""Time by work: the same work takes the same seconds, however busy the machine is."""
+
+import time
+
+import torch
+
+from benchmarks.timer import REFERENCE, Timer
+
+
+def test_work_takes_its_seconds_of_the_reference_core():
+    timer = Timer()
+    began = timer.now()
+    timer.work(100)
+    assert 0.5 < (timer.now() - began) / (100 / REFERENCE) < 2
+    assert 0.5 < timer.speed / (REFERENCE * timer.worth) < 2
+
+
+def test_waiting_takes_no_time():
+    timer = Timer()
+    began = timer.now()
+    time.sleep(0.3)
+    assert timer.now() - began < 0.1
+
+
+def test_probes_take_no_time(monkeypatch):
+    timer = Timer()
+    monkeypatch.setattr("benchmarks.timer.EVERY", 0.0)
+    began, used = timer.now(), time.process_time()
+    for _ in range(5):
+        timer.now()
+    assert timer.now() - began < 0.2 * (time.process_time() - used) * REFERENCE
+
+
+def test_random_numbers_of_others_are_left_alone():
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    Timer()
+    assert torch.equal(torch.rand(2), expected)

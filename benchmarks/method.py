@@ -128,7 +128,7 @@ def bptt(length: int, seconds: float, rate: float, span: int = 0) -> Result:
     config = settings(length)
     source = Corpus(config.data)
     optimisation = replace(config.teacher, learning_rate=rate)
-    rnn, outcome = train_bptt(config, source, optimisation, seconds, span=span)
+    rnn, outcome = train_bptt(config.model, source, optimisation, seconds, span=span)
     return {"bits": rnn_score(rnn, source.held_out()).bits, "rate": rate, **_used(outcome)}
 
 

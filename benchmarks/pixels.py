@@ -71,7 +71,7 @@ def bptt(seed: int, seconds: float, rate: float) -> Result:
         return -rnn_score(rnn, held).bits
 
     settings = replace(config.teacher, learning_rate=rate, seed=seed)
-    rnn, outcome = train_bptt(config, corpus, settings, seconds, score=score, best=True)
+    rnn, outcome = train_bptt(config.model, corpus, settings, seconds, score=score, best=True)
     return {
         "bits": rnn_score(rnn, held).bits,
         "rate": rate,

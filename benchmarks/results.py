@@ -13,7 +13,8 @@ from typing import Any
 import jinja2
 from matplotlib import rc_context
 
-from benchmarks import ablations, method, tasks
+from benchmarks import ablations, method
+from benchmarks.cells import OURS, SOLVED
 from benchmarks.pool import Result
 from smt_ray.evaluation.plots import SERIES, STYLE, new_figure
 
@@ -54,7 +55,7 @@ def of_tasks(results: dict[str, Result]) -> dict[str, Any]:
         cells = rates[rate]
         accuracy = [cell["accuracy"] for cell in cells]
         times = [cell["solved_after"] for cell in cells]
-        ours = method_name == "smt"
+        ours = method_name in OURS
         chosen = "" if ours else f", rate {rate:g} ({len(rates)} tried)"
         rows.append(
             [
@@ -62,7 +63,7 @@ def of_tasks(results: dict[str, Result]) -> dict[str, Any]:
                 length,
                 method_name.replace("_", " ") + chosen,
                 spread(accuracy),
-                f"{sum(value >= tasks.SOLVED for value in accuracy)} of {len(cells)}",
+                f"{sum(value >= SOLVED for value in accuracy)} of {len(cells)}",
                 None if None in times else f"{fmean(times):.0f} s",
                 spread([cell["teacher"] for cell in cells]) if ours else None,
                 spread([cell["one_step"] for cell in cells]) if ours else None,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchmarks.budget import Outcome, train
 from benchmarks.timer import now
-from smt_ray.config import BpttConfig, DmtConfig, RunConfig, TrainConfig
+from smt_ray.config import BpttConfig, DmtConfig, ModelConfig, RunConfig, TrainConfig
 from smt_ray.data.reader import Batch, Stream
 from smt_ray.data.windows import Windows
 from smt_ray.evaluation.scores import Drift, Score, compare, score_rollouts
@@ -175,20 +175,23 @@ def train_dmt(
 
 
 def train_bptt(
-    config: RunConfig,
+    model: ModelConfig,
     source: Source,
     optimisation: TrainConfig,
     seconds: float,
     *,
     span: int = 0,
+    start: RNN | None = None,
     enough: float = float("inf"),
     score: Callable[[RNN], float] | None = None,
     best: bool = False,
 ) -> tuple[RNN, Outcome]:
-    """Train an RNN by unrolling it; with `span`, truncated."""
+    """Train an RNN by unrolling it, from fresh weights or those of `start`; truncated by `span`."""
     mode = BpttConfig(mode="truncated", span=span) if span else BpttConfig()
     torch.manual_seed(optimisation.seed)
-    objective = Bptt(config.model, mode, source.vocabulary)
+    objective = Bptt(model, mode, source.vocabulary)
+    if start is not None:
+        objective.rnn.load_state_dict(start.state_dict())
     stream = source.training(optimisation.global_batch)
     outcome = train(
         objective,

@@ -103,9 +103,7 @@ class Teacher(Objective):
             now, memory = decoded[:, :-1], decoded
 
         following = self.horizon(inputs, timesteps)[..., 1:].clamp(min=0)
-        logits = self.decoder(
-            decoded.flatten(0, 1), following.flatten(0, 1), timesteps.flatten()
-        )
+        logits = self.decoder(decoded.flatten(0, 1), following.flatten(0, 1), timesteps.flatten())
         future = self.horizon(targets, timesteps)
         nats = target_nats(logits.view(*future.shape, -1), future)
         dec = mean_over(sampled, nats)

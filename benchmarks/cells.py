@@ -1,0 +1,238 @@
+"""One method on one task, length and seed, within so many CPU-seconds: a cell of the table.
+
+Shapes: B sequences, L inputs in a sequence.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from benchmarks.budget import Outcome
+from benchmarks.pool import Result
+from benchmarks.smt import (
+    Shares,
+    Source,
+    rnn_score,
+    teacher_score,
+    train_bptt,
+    train_dmt,
+    train_teacher,
+)
+from benchmarks.timer import now
+from smt_ray.config import RunConfig, TaskConfig, TrainConfig
+from smt_ray.data.reader import Batch, Stream
+from smt_ray.model.rnn import RNN
+from smt_ray.objectives.objective import hashed
+from smt_ray.presets import on_task
+from smt_ray.tasks import TASKS
+
+OURS = ("smt", "smt_finetune")
+UNROLLED = ("bptt", "bptt_curriculum", "bptt_truncated", "lstm")
+SOLVED = 0.95
+ENOUGH = 0.999
+"""Score that ends DMT or BPTT early, twice in a row; a teacher goes on, for its cell's sake."""
+SECONDS = 300.0
+SHARES = Shares(teacher=0.5, transition=0.1)
+FINETUNE = 0.3
+"""Share of the time that `smt_finetune` leaves to BPTT, after all stages of SMT."""
+FINETUNE_RATE = 2e-3
+LABELLED = 4096
+"""Sequences that SMT labels."""
+HELD_OUT = 1024
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training of the table."""
+
+    task: str
+    length: int
+    method: str
+    """`smt`, `smt_finetune` (which ends with BPTT), `bptt`, `bptt_curriculum`, `bptt_truncated`, or
+    `lstm` (unnormalised, by BPTT)."""
+    seed: int
+    rate: float = 0.0
+    """Peak learning rate of BPTT; SMT has its preset's."""
+    seconds: float = SECONDS
+    """CPU seconds for all stages together."""
+
+    @property
+    def name(self) -> str:
+        """Name of its result."""
+        rate = f"-rate{self.rate:g}" if self.rate else ""
+        seconds = f"-{self.seconds:g}s" if self.seconds != SECONDS else ""
+        return f"{self.task}-L{self.length}-{self.method}{rate}{seconds}-seed{self.seed}"
+
+
+class Generated(Stream):
+    """Fresh sequences of a task in every batch."""
+
+    def __init__(self, task: str, config: TaskConfig, length: int, rows: int, seed: int) -> None:
+        """Remember what to draw."""
+        self.task, self.config, self.length = TASKS[task], config, length
+        self.rows, self.seed = rows, seed
+
+    def batch(self, step: int) -> Batch:
+        """Draw the batch of `step`."""
+        seed = int(hashed(self.seed, step))
+        inputs, targets = self.task.generate(self.config, self.length, self.rows, seed)
+        ids = torch.arange(self.rows) + step * self.rows
+        return {"sequence_id": ids, "inputs": inputs, "targets": targets}
+
+
+class TaskSource(Source):
+    """A task as SMT and BPTT take it; with `growing`, training sequences start short."""
+
+    def __init__(self, config: RunConfig, seed: int, growing: float = 0.0) -> None:
+        """Draw from `seed`; `growing` is the CPU seconds over which lengths reach L."""
+        self.config, self.seed, self.growing = config, seed, growing
+        self.task = config.data.source.removeprefix("task:")
+        self.vocabulary = TASKS[self.task].vocabulary(config.data.task)
+
+    def training(self, batch: int) -> Stream:
+        """Return fresh training batches."""
+        length = self.config.data.sequence_length
+        if not self.growing:
+            return self._stream(length, batch, self.seed)
+        stages = [self._stream(max(length // n, self.least), batch, self.seed) for n in (4, 2, 1)]
+        return Growing(stages, self.growing)
+
+    @property
+    def least(self) -> int:
+        """Shortest length at which the task exists."""
+        task, config = TASKS[self.task], self.config.data.task
+        for length in range(1, self.config.data.sequence_length):
+            try:
+                task.check(config, length)
+            except ValueError:
+                continue
+            return length
+        return self.config.data.sequence_length
+
+    def held_out(self, split: str = "validation", times: int = 1) -> Batch:
+        """Return sequences of L * `times` inputs that no training sees."""
+        seed = -1 - ["validation", "test"].index(split)
+        length = self.config.data.sequence_length * times
+        return self._stream(length, HELD_OUT // times, seed).batch(0)
+
+    def _stream(self, length: int, rows: int, seed: int) -> Generated:
+        return Generated(self.task, self.config.data.task, length, rows, seed)
+
+
+class Growing(Stream):
+    """A curriculum: each of several streams for an equal share of the CPU time."""
+
+    def __init__(self, streams: Sequence[Stream], seconds: float) -> None:
+        """Begin now."""
+        self.streams, self.share = streams, seconds / len(streams)
+        self.began = now()
+
+    def batch(self, step: int) -> Batch:
+        """Return the batch of the stream whose time it is."""
+        turn = int((now() - self.began) / self.share)
+        return self.streams[min(turn, len(self.streams) - 1)].batch(step)
+
+
+def run_cell(cell: Cell) -> Result:
+    """Train and score one cell."""
+    config = on_task("tiny", f"task:{cell.task}", cell.length)
+    result = _smt(cell, config) if cell.method in OURS else _bptt(cell, config)
+    return {**asdict(cell), **result}
+
+
+def _smt(cell: Cell, config: RunConfig) -> dict[str, Any]:
+    """Train teacher, transition and DMT, and the control of DMT with as many steps; fine-tune."""
+    for stage in ("teacher", "transition.train", "dmt.train"):
+        config = config.override(f"{stage}.seed", cell.seed)
+    source = TaskSource(config, cell.seed)
+    validation, test = source.held_out("validation"), source.held_out("test")
+
+    def score(rnn: RNN) -> float:
+        return rnn_score(rnn, validation).accuracy
+
+    seconds = cell.seconds * (1 - FINETUNE if cell.method == "smt_finetune" else 1)
+    trained = train_teacher(
+        config, source, seconds, SHARES, LABELLED,
+        score=lambda teacher: teacher_score(teacher, validation).accuracy,
+    )  # fmt: skip
+
+    left = seconds - trained.seconds
+    dmt, outcome = train_dmt(config, source, trained, config.dmt, left, enough=ENOUGH, score=score)
+    control = replace(config.dmt, mode="one_step")
+    one_step, _ = train_dmt(config, source, trained, control, 4 * left, steps=outcome.steps)
+    rnn, stages = dmt.rnn, {**trained.stages, "dmt": outcome}
+    before_finetune = None
+    if cell.method == "smt_finetune":
+        before_finetune = rnn_score(rnn, test).accuracy
+        used = sum(stage.seconds for stage in stages.values())
+        rnn, stages["finetune"] = train_bptt(
+            config.model, source, _bptt_settings(config, cell, FINETUNE_RATE), cell.seconds - used,
+            start=rnn, enough=ENOUGH, score=score,
+        )  # fmt: skip
+    return {
+        "accuracy": rnn_score(rnn, test).accuracy,
+        "bits": rnn_score(rnn, validation).bits,
+        "before_finetune": before_finetune,
+        "one_step": rnn_score(one_step.rnn, test).accuracy,
+        "teacher": teacher_score(trained.teacher, test).accuracy,
+        "accuracy_4L": rnn_score(rnn, source.held_out("test", 4)).accuracy,
+        "solved_after": _solved_after(stages),
+        "teacher_solved_after": stages["teacher"].solved_after(SOLVED),
+        "used": sum(stage.seconds for stage in stages.values()),
+        "tokens": sum(stage.tokens for stage in stages.values()),
+        "stages": {
+            name: {"seconds": stage.seconds, "steps": stage.steps, "tokens": stage.tokens}
+            for name, stage in stages.items()
+        },
+        "scores": {name: stage.scores for name, stage in stages.items() if stage.scores},
+    }
+
+
+def _solved_after(stages: dict[str, Outcome]) -> float | None:
+    """Return the CPU seconds, of all stages so far, at which the RNN first had solved the task."""
+    used = 0.0
+    for name, stage in stages.items():
+        after = stage.solved_after(SOLVED) if name in {"dmt", "finetune"} else None
+        if after is not None:
+            return used + after
+        used += stage.seconds
+    return None
+
+
+def _bptt(cell: Cell, config: RunConfig) -> dict[str, Any]:
+    """Train the same cell and readout by unrolling."""
+    model = replace(config.model, cell="lstm") if cell.method == "lstm" else config.model
+    growing = cell.seconds if cell.method == "bptt_curriculum" else 0.0
+    source = TaskSource(config, cell.seed, growing)
+    validation, test = source.held_out("validation"), source.held_out("test")
+    outcome: Outcome
+    rnn, outcome = train_bptt(
+        model,
+        source,
+        _bptt_settings(config, cell, cell.rate),
+        cell.seconds,
+        span=32 if cell.method == "bptt_truncated" else 0,
+        enough=ENOUGH,
+        score=lambda rnn: rnn_score(rnn, validation).accuracy,
+    )
+    return {
+        "accuracy": rnn_score(rnn, test).accuracy,
+        "bits": rnn_score(rnn, validation).bits,
+        "accuracy_4L": rnn_score(rnn, source.held_out("test", 4)).accuracy,
+        "solved_after": outcome.solved_after(SOLVED),
+        "used": outcome.seconds,
+        "tokens": outcome.tokens,
+        "stages": {"bptt": {"seconds": outcome.seconds, "steps": outcome.steps}},
+        "scores": {"bptt": outcome.scores},
+    }
+
+
+def _bptt_settings(config: RunConfig, cell: Cell, rate: float) -> TrainConfig:
+    """Return the teacher's schedule, the batch of DMT, the rate, and the seed of the cell.
+
+    A rollout costs its kernels' starts, so larger batches are nearly free to BPTT.
+    """
+    batch = config.dmt.train.global_batch
+    return replace(config.teacher, global_batch=batch, learning_rate=rate, seed=cell.seed)

@@ -143,7 +143,7 @@ def run_cell(cell: Cell) -> Result:
 
 
 def _smt(cell: Cell, config: RunConfig) -> dict[str, Any]:
-    """Train teacher, transition and DMT, and the control of DMT with as many steps; fine-tune."""
+    """Train all stages of SMT, then as many steps of the control of DMT, or BPTT."""
     for stage in ("teacher", "transition.train", "dmt.train"):
         config = config.override(f"{stage}.seed", cell.seed)
     source = TaskSource(config, cell.seed)
@@ -160,11 +160,13 @@ def _smt(cell: Cell, config: RunConfig) -> dict[str, Any]:
 
     left = seconds - trained.seconds
     dmt, outcome = train_dmt(config, source, trained, config.dmt, left, enough=ENOUGH, score=score)
-    control = replace(config.dmt, mode="one_step")
-    one_step, _ = train_dmt(config, source, trained, control, 4 * left, steps=outcome.steps)
     rnn, stages = dmt.rnn, {**trained.stages, "dmt": outcome}
-    before_finetune = None
-    if cell.method == "smt_finetune":
+    before_finetune = one_step = None
+    if cell.method == "smt":
+        mode = replace(config.dmt, mode="one_step")
+        control, _ = train_dmt(config, source, trained, mode, 4 * left, steps=outcome.steps)
+        one_step = rnn_score(control.rnn, test).accuracy
+    else:
         before_finetune = rnn_score(rnn, test).accuracy
         used = sum(stage.seconds for stage in stages.values())
         rnn, stages["finetune"] = train_bptt(
@@ -175,7 +177,7 @@ def _smt(cell: Cell, config: RunConfig) -> dict[str, Any]:
         "accuracy": rnn_score(rnn, test).accuracy,
         "bits": rnn_score(rnn, validation).bits,
         "before_finetune": before_finetune,
-        "one_step": rnn_score(one_step.rnn, test).accuracy,
+        "one_step": one_step,
         "teacher": teacher_score(trained.teacher, test).accuracy,
         "accuracy_4L": rnn_score(rnn, source.held_out("test", 4)).accuracy,
         "solved_after": _solved_after(stages),

@@ -14,7 +14,7 @@ import jinja2
 from matplotlib import rc_context
 
 from benchmarks import ablations, method
-from benchmarks.cells import OURS, SOLVED
+from benchmarks.cells import FINETUNE, OURS, SOLVED
 from benchmarks.pool import Result
 from smt_ray.evaluation.plots import SERIES, STYLE, new_figure
 
@@ -66,7 +66,7 @@ def of_tasks(results: dict[str, Result]) -> dict[str, Any]:
                 f"{sum(value >= SOLVED for value in accuracy)} of {len(cells)}",
                 None if None in times else f"{fmean(times):.0f} s",
                 spread([cell["teacher"] for cell in cells]) if ours else None,
-                spread([cell["one_step"] for cell in cells]) if ours else None,
+                spread([cell["one_step"] for cell in cells]) if method_name == "smt" else None,
                 spread([cell["accuracy_4L"] for cell in cells]),
             ]
         )
@@ -74,6 +74,7 @@ def of_tasks(results: dict[str, Result]) -> dict[str, Any]:
     draw("tasks", _task_curves(results))
     return {
         "table": table(head, rows),
+        "share": 1 - FINETUNE,
         "seconds": max(cell["seconds"] for cell in results.values()),
         "seeds": seeds(results),
     }

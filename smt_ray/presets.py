@@ -205,6 +205,8 @@ TINY_TASK: dict[str, Any] = {
         # A greater rate undoes what the transition has fitted: docs/log.md.
         "train": {"steps": 3000, "global_batch": 16, "learning_rate": 5e-4},
     },
+    "finetune": {"train": {"steps": 1000, "global_batch": 16, "learning_rate": 2e-3}},
+    "bptt": {"train": {"steps": 6000, "global_batch": 16, "learning_rate": 1e-3}},
 }
 """What `tiny` changes for a task."""
 

@@ -29,6 +29,7 @@ def test_all_stages_of_smt_share_the_seconds(method):
     if method == "smt":
         assert list(stages) == ["teacher", "labels", "transition", "dmt"]
         assert result["before_finetune"] is None
+        assert 0 <= result["one_step"] <= 1
     else:
         assert stages["finetune"] == pytest.approx(FINETUNE * SECONDS, abs=STEP)
         assert 0 <= result["before_finetune"] <= 1

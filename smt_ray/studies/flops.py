@@ -64,7 +64,7 @@ def networks(config: RunConfig, vocabulary: int) -> Networks:
     return Networks(
         encoder=_forward(encoder, lambda: encoder(tokens)),
         taught=_forward(encoder, lambda: encoder(tokens, asked)),
-        decoder=_forward(decoder, lambda: decoder(memory, following)),
+        decoder=_forward(decoder, lambda: decoder(memory, following, tokens[:, 0])),
         readout=_forward(decoder, lambda: decoder(memory)),
         teacher_cell=_forward(teacher_cell, lambda: teacher_cell(memory, tokens[:, 0])),
         cell=_forward(cell, lambda: cell(memory, tokens[:, 0])),

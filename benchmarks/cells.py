@@ -25,7 +25,7 @@ from smt_ray.config import RunConfig, TaskConfig, TrainConfig
 from smt_ray.data.reader import Batch, Stream
 from smt_ray.model.rnn import RNN
 from smt_ray.objectives.objective import hashed
-from smt_ray.presets import on_task
+from smt_ray.recipes import on_task
 from smt_ray.tasks import TASKS
 
 OURS = ("smt", "smt_finetune")

@@ -36,7 +36,7 @@ from benchmarks.smt import (
 from smt_ray.config import EncoderKind, ModelConfig, RunConfig
 from smt_ray.model.encoder import build_encoder
 from smt_ray.model.rnn import RNN
-from smt_ray.presets import on_text
+from smt_ray.recipes import on_text
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "method"
 TOKENS_A_STEP = 1024

@@ -27,7 +27,7 @@ from benchmarks.smt import (
     train_teacher,
 )
 from smt_ray.model.rnn import RNN
-from smt_ray.presets import on_pixels
+from smt_ray.recipes import on_pixels
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "pixels"
 SECONDS = 300.0

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from smt_ray.command_line import Options, parse_run
 from smt_ray.job import run_job
-from smt_ray.presets import on_text
+from smt_ray.recipes import on_text
 
 
 def parse(arguments: Sequence[str]) -> Options:

@@ -16,7 +16,7 @@ from smt_ray.config import RunConfig
 from smt_ray.distributed.session import configure_logging
 from smt_ray.distributed.trainer import Stopped
 from smt_ray.job import STOPPED
-from smt_ray.presets import on_source
+from smt_ray.recipes import on_source
 from smt_ray.studies.measurements import INTERVALS, measurements
 from smt_ray.studies.quality import trials
 from smt_ray.studies.scaling import Design, scaling_study

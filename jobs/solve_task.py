@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from smt_ray.command_line import Options, parse_run
 from smt_ray.job import run_job
-from smt_ray.presets import on_task
+from smt_ray.recipes import on_task
 from smt_ray.tasks import TASKS
 
 SHORT = {"--task": "--data.source=task:", "--length": "--data.sequence-length="}

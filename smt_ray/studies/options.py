@@ -11,7 +11,7 @@ from smt_ray.command_line import Options, parse_run, value_of
 from smt_ray.config import RunConfig
 from smt_ray.data.storage import Location
 from smt_ray.evaluation.ranking import METRICS
-from smt_ray.presets import on_source
+from smt_ray.recipes import on_source
 from smt_ray.studies.space import Fields, nested
 
 SHORT = {"--task": "--data.source=task:", "--length": "--data.sequence-length="}

@@ -21,7 +21,7 @@ from smt_ray.distributed.session import check_storage, connect, cpus_needed, gpu
 from smt_ray.evaluation.leaderboard import csv_text, sweep_page
 from smt_ray.evaluation.ranking import Entry, best
 from smt_ray.evaluation.study import write_study
-from smt_ray.presets import JOBS
+from smt_ray.recipes import JOBS
 from smt_ray.run_directory import RUNTIME
 from smt_ray.studies.options import ONCE, RECORD, Sweeper
 from smt_ray.studies.search import Search, Suggestions

@@ -9,7 +9,7 @@ from smt_ray.data.storage import Location
 from smt_ray.distributed.meter import label_rate
 from smt_ray.distributed.trace import covered
 from smt_ray.evaluation.study import Study, write_study
-from smt_ray.presets import on_text
+from smt_ray.recipes import on_text
 from smt_ray.studies.chapters import Result, chapters
 from smt_ray.studies.measurements import (
     Point,

@@ -1,0 +1,146 @@
+"""What each job makes of a preset: a run on text, on a synthetic task, or on images.
+
+On the smallest preset, tasks and images have settings of their own.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import Any
+
+from smt_ray.config import DataConfig, RunConfig
+from smt_ray.data import sources
+from smt_ray.presets import PRESETS
+
+JOBS = {"text": "pretrain_lm", "task": "solve_task", "pixels": "pretrain_pixels"}
+"""The job for each kind of source."""
+
+TINY_TASK: dict[str, Any] = {
+    "model": {
+        "width": 32,  # a step takes a little over half the time of 64: docs/log.md
+        "memory_tokens": 2,  # with 4 the teacher finds what to remember much later: docs/log.md
+        "encoder_depth": 2,
+        "trunk_reach": 3,
+        "register_depth": 2,
+        "cell_depth": 1,
+    },
+    "loss": {
+        "dynamics": 1.0,
+        "dense_dynamics": True,
+        "whiten_dynamics": True,
+        "dynamics_below": 0.5,  # chance is 0.69 (parity) to 2.77
+    },
+    "teacher": {
+        "steps": 4000,
+        "global_batch": 8,
+        "learning_rate": 2e-3,
+        "validate_every": 500,
+        "validation_batches": 32,
+    },
+    "labels": {"fraction": 0.125},
+    "transition": {"train": {"steps": 1000, "global_batch": 16, "learning_rate": 2e-3}},
+    "dmt": {
+        "mode": "sequential",  # on two cores a rollout of so few steps costs little
+        # A greater rate undoes what the transition has fitted: docs/log.md.
+        "train": {"steps": 3000, "global_batch": 16, "learning_rate": 5e-4},
+    },
+    "finetune": {"train": {"steps": 1000, "global_batch": 16, "learning_rate": 2e-3}},
+    "bptt": {"train": {"steps": 6000, "global_batch": 16, "learning_rate": 1e-3}},
+}
+"""What `tiny` changes for a task."""
+
+TINY_TASKS: dict[str, dict[str, Any]] = {
+    "copy": {
+        # "As far after the marker as its symbol is before it" is told by a clock, not by distances.
+        "model": {"clock": True, "memory_tokens": 4},
+        # With four tokens a whole string is not decoded below 0.7 nats: docs/log.md.
+        "loss": {"timesteps": 8, "dynamics_below": 2.0},
+        "teacher": {"learning_rate": 5e-3},
+    }
+}
+"""What `tiny` changes for one task more than for the others."""
+
+TINY_PIXELS: dict[str, Any] = {
+    "teacher": {"steps": 2000, "global_batch": 16, "learning_rate": 2e-3, "validate_every": 250},
+    "transition": {"train": {"steps": 250}},
+    "dmt": {"train": {"steps": 1000, "learning_rate": 5e-4, "validate_every": 250}},
+}
+"""What `tiny` changes for images: there are few digits, so that the teacher stops early."""
+
+LABELLED_IMAGES = 2048
+"""Images that `tiny` labels, about."""
+
+
+def on_text(preset: str, source: str = "stdlib", sequence_length: int | None = None) -> RunConfig:
+    """Return a preset's run on text.
+
+    Raises:
+        ValueError: if the source is no text.
+    """
+    _require_kind(source, "text")
+    return PRESETS[preset]()
+
+
+def on_task(preset: str, source: str = "task:retrieval", sequence_length: int = 32) -> RunConfig:
+    """Return a preset's run on a synthetic task; F = L, for its answers may come late.
+
+    Raises:
+        ValueError: if the source is no task, or there is none of that name.
+    """
+    _require_kind(source, "task")
+    data = DataConfig(source=source, sequence_length=sequence_length)
+    sources.load_tokenizer_of(data)
+    task = source.removeprefix("task:")
+    changes = [TINY_TASK, TINY_TASKS.get(task, {})] if preset == "tiny" else []
+    return _on(preset, f"{task}-{sequence_length}", data, sequence_length, *changes)
+
+
+def on_pixels(
+    preset: str, source: str = "pixels:digits", sequence_length: int | None = None
+) -> RunConfig:
+    """Return a preset's run on images; L is their number of pixels unless it is given.
+
+    Raises:
+        ValueError: if the source has no images.
+    """
+    _require_kind(source, "pixels")
+    given = DataConfig(source=source, validation_fraction=0.1)
+    pixels = math.prod(sources.image_shape(given))
+    data = replace(given, sequence_length=sequence_length or pixels)
+    changes = {}
+    if preset == "tiny":
+        labels = {"fraction": min(1.0, LABELLED_IMAGES * pixels / sources.size(data))}
+        changes = TINY_PIXELS | {"labels": labels}
+    name = source.removeprefix("pixels:").rsplit("/", 1)[-1].partition(".")[0]
+    return _on(preset, name, data, PRESETS[preset]().loss.horizon, changes)
+
+
+def on_source(preset: str, source: str = "stdlib", **given: Any) -> RunConfig:
+    """Return a preset's run on any source, by its kind.
+
+    Raises:
+        ValueError: if there is no such source of its kind.
+    """
+    make: dict[str, Callable[..., RunConfig]]
+    make = {"text": on_text, "task": on_task, "pixels": on_pixels}
+    return make[DataConfig(source=source).kind](preset, source, **given)
+
+
+def _on(
+    preset: str, name: str, data: DataConfig, horizon: int, *changes: dict[str, Any]
+) -> RunConfig:
+    """Return a preset's run on other data, under a name that says which."""
+    base, length = PRESETS[preset](), data.sequence_length
+    for change in changes:
+        base = base.update(change)
+    loss = {
+        "horizon": min(horizon, length),
+        "timesteps": min(base.loss.timesteps, length),
+    }
+    return base.update({"name": f"{name}-{preset}", "data": asdict(data), "loss": loss})
+
+
+def _require_kind(source: str, kind: str) -> None:
+    found = DataConfig(source=source).kind
+    if found != kind:
+        raise ValueError(f"data.source={source!r}: is for jobs/{JOBS[found]}.py")

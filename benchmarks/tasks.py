@@ -1,6 +1,7 @@
 """SMT against BPTT on the synthetic tasks, at equal CPU time: who solves what.
 
-python -m benchmarks.tasks [--quick] [--cells DIR] [--tasks NAME ...] [--lengths L ...] [--seeds N]
+python -m benchmarks.tasks [--quick] [--cells DIR] [--tasks NAME ...] [--lengths L ...]
+    [--methods NAME ...] [--seeds N] [--seconds X]
 
 A cell is one method on one task, length and seed; it leaves one JSON file, and a second run makes
 only the cells that are missing. Prints, last, one line of JSON:
@@ -109,14 +110,20 @@ def _row(prefix: str, method: str, results: list[dict[str, Any]]) -> dict[str, A
 
 def main(arguments: Sequence[str]) -> int:
     """Measure and print."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.tasks", description=__doc__)
+    about = __doc__.partition("\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.tasks", description=about)
     parser.add_argument("--quick", action="store_true", help="three tasks, one seed, anew")
     parser.add_argument("--cells", type=Path, help="directory of results (docs/results/tasks)")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--lengths", nargs="+", type=int, default=[32, 128])
-    parser.add_argument("--methods", nargs="+", choices=OURS + UNROLLED, default=["smt", "bptt"])
+    parser.add_argument(
+        "--methods", nargs="+", choices=OURS + UNROLLED, default=["smt", "bptt"],
+        help="smt_finetune ends with BPTT; BPTT's rates are chosen on the first seed",
+    )  # fmt: skip
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="CPU seconds a cell")
+    parser.add_argument(
+        "--seconds", type=float, default=SECONDS, help="CPU-seconds of the reference core, a cell"
+    )
     options = parser.parse_args(arguments)
     if options.quick:
         with tempfile.TemporaryDirectory(prefix="smt-ray-tasks-") as fresh:

@@ -3,6 +3,7 @@
 import signal
 import threading
 import time
+from contextlib import suppress
 
 import psutil
 import pyarrow as pa
@@ -67,7 +68,12 @@ def test_killed_label_runs_go_on_and_label_each_sequence_once(ray_session, root,
     assert kept
     assert not (target / "train" / MANIFEST).exists()
 
-    # The killed driver was no job of its own, whose end would free its gangs.
+    # The killed driver was no job of its own, whose end would free its gangs. While its labeller
+    # lives, it would build a gang that is released once more.
+    until = time.monotonic() + 60
+    while titled("ray::MapWorker") or titled("ray::Rank"):
+        assert time.monotonic() < until
+        time.sleep(0.1)
     for name in groups("CREATED"):
         release(name)
     killer = threading.Thread(target=kill_a_rank, args=(target, len(kept)), daemon=True)
@@ -178,9 +184,15 @@ def kill_a_rank(target, written):
 
 
 def kill(title):
-    """Kill a process of this test's own Ray by the title that Ray gives it."""
+    """Kill the first process of that title."""
+    titled(title)[0].send_signal(signal.SIGKILL)
+
+
+def titled(title):
+    """Return the living processes of this test's own Ray by the title that Ray gives them."""
+    found = []
     for process in psutil.Process().children(recursive=True):
-        if process.is_running() and " ".join(process.cmdline()).startswith(title):
-            process.send_signal(signal.SIGKILL)
-            return
-    raise AssertionError(f"no process {title}")
+        with suppress(psutil.NoSuchProcess):  # it has ended, though its parent may not know
+            if " ".join(process.cmdline()).startswith(title):
+                found.append(process)
+    return found

@@ -67,17 +67,21 @@ class Cell:
 
 
 class Generated(Stream):
-    """Fresh sequences of a task in every batch."""
+    """Fresh sequences of a task in every batch; easier ones, too, where they are for training."""
 
-    def __init__(self, task: str, config: TaskConfig, length: int, rows: int, seed: int) -> None:
+    def __init__(
+        self, task: str, config: TaskConfig, length: int, rows: int, seed: int, *, training: bool
+    ) -> None:
         """Remember what to draw."""
         self.task, self.config, self.length = TASKS[task], config, length
-        self.rows, self.seed = rows, seed
+        self.rows, self.seed, self.training = rows, seed, training
 
     def batch(self, step: int) -> Batch:
         """Draw the batch of `step`."""
         seed = int(hashed(self.seed, step))
-        inputs, targets = self.task.generate(self.config, self.length, self.rows, seed)
+        inputs, targets = self.task.generate(
+            self.config, self.length, self.rows, seed, training=self.training
+        )
         ids = torch.arange(self.rows) + step * self.rows
         return {"sequence_id": ids, "inputs": inputs, "targets": targets}
 
@@ -95,8 +99,9 @@ class TaskSource(Source):
         """Return fresh training batches."""
         length = self.config.data.sequence_length
         if not self.growing:
-            return self._stream(length, batch, self.seed)
-        stages = [self._stream(max(length // n, self.least), batch, self.seed) for n in (4, 2, 1)]
+            return self._stream(length, batch, self.seed, training=True)
+        lengths = [max(length // n, self.least) for n in (4, 2, 1)]
+        stages = [self._stream(least, batch, self.seed, training=True) for least in lengths]
         return Growing(stages, self.growing)
 
     @property
@@ -115,10 +120,10 @@ class TaskSource(Source):
         """Return sequences of L * `times` inputs that no training sees."""
         seed = -1 - ["validation", "test"].index(split)
         length = self.config.data.sequence_length * times
-        return self._stream(length, HELD_OUT // times, seed).batch(0)
+        return self._stream(length, HELD_OUT // times, seed, training=False).batch(0)
 
-    def _stream(self, length: int, rows: int, seed: int) -> Generated:
-        return Generated(self.task, self.config.data.task, length, rows, seed)
+    def _stream(self, length: int, rows: int, seed: int, *, training: bool) -> Generated:
+        return Generated(self.task, self.config.data.task, length, rows, seed, training=training)
 
 
 class Growing(Stream):

@@ -1,6 +1,6 @@
 """Where tokens come from."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from smt_ray.config.checks import at_least, require
@@ -14,6 +14,9 @@ class TaskConfig:
     """N: symbols 1..N of `retrieval`, `copy`, `stack` and `keysvalues`; 0 is the marker."""
     pairs: int = 8
     """Key and value pairs of a `keysvalues` sequence."""
+    fewest_pairs: int = 0
+    """A training sequence of `keysvalues` has from this many pairs to `pairs`, all numbers equally
+    likely, for many pairs are learned after few; what is held out has `pairs`. 0: all have."""
     queries: int = 8
     """Keys that a `keysvalues` sequence asks for."""
     depth: int = 10
@@ -33,6 +36,14 @@ class TaskConfig:
         require(
             self.coefficients <= self.modulus, "data.task.coefficients", self.coefficients, rule
         )
+        at_least(0, "data.task", self, "fewest_pairs")
+        rule = f"must be <= data.task.pairs={self.pairs}"
+        require(self.fewest_pairs <= self.pairs, "data.task.fewest-pairs", self.fewest_pairs, rule)
+
+    @property
+    def held_out(self) -> "TaskConfig":
+        """The task without its easier sequences."""
+        return replace(self, fewest_pairs=0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -66,7 +66,9 @@ def read_task(parts: tuple[Piece, ...], config: DataConfig, validation: bool) ->
     for piece in parts:
         for start in range(piece.start, piece.stop, BLOCK):
             seed = block_seed(config.seed, start // BLOCK, validation)
-            both = task.generate(config.task, config.sequence_length, BLOCK, seed)
+            both = task.generate(
+                config.task, config.sequence_length, BLOCK, seed, training=not validation
+            )
             inputs, targets = (side[: piece.stop - start].numpy().astype(np.int32) for side in both)
             yield Examples(inputs, targets)
 

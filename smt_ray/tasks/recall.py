@@ -90,7 +90,7 @@ class KeysValues(Task):
 
     A query is the marker and the key; the value is teacher-forced, so its last symbol is no input.
     With strings of w symbols a pair and a query take 2 w inputs each; w fills L as far as it goes,
-    and markers fill up the beginning.
+    and markers fill up the beginning, also in place of the pairs that an easier sequence lacks.
     """
 
     def vocabulary(self, config: TaskConfig) -> int:
@@ -118,10 +118,18 @@ class KeysValues(Task):
         width = self.width(config, length)
         keys, values = (self._strings(config, width, rows, random) for _ in range(2))
         asked = torch.randint(config.pairs, (rows, config.queries, 1), generator=random)
+        lacking = torch.zeros(rows, 1, 1, dtype=torch.int64)
+        if config.fewest_pairs:
+            count = config.pairs - config.fewest_pairs + 1
+            lacking = torch.randint(count, (rows, 1, 1), generator=random)
+            among = torch.rand(rows, config.queries, 1, generator=random)
+            asked = lacking + ((config.pairs - lacking) * among).long()
         asked = asked.expand(-1, -1, width)
         marker = torch.full((rows, config.queries, 1), MARKER)
         key, value = keys.gather(1, asked), values.gather(1, asked)
-        pairs = torch.cat((keys, values), dim=2).flatten(1)
+        pairs = torch.cat((keys, values), dim=2)
+        pairs[(torch.arange(config.pairs) < lacking[:, :, 0])] = MARKER
+        pairs = pairs.flatten(1)
         queries = torch.cat((marker, key, value[:, :, :-1]), dim=2)
         answers = torch.full_like(queries, IGNORED)
         answers[:, :, width:] = value

@@ -47,13 +47,17 @@ class Task(ABC):
         """
         return torch.full_like(inputs, UNKNOWN)
 
-    def generate(self, config: TaskConfig, length: int, rows: int, seed: int) -> Sequences:
-        """Draw `rows` sequences from their seed.
+    def generate(
+        self, config: TaskConfig, length: int, rows: int, seed: int, *, training: bool = False
+    ) -> Sequences:
+        """Draw `rows` sequences from their seed; only where they are for training, easier ones too.
 
         Raises:
             ValueError: if no sequence of `length` exists.
         """
         self.check(config, length)
+        if not training:
+            config = config.held_out
         return self.draw(config, length, rows, torch.Generator().manual_seed(seed))
 
 

@@ -1,5 +1,7 @@
 """Every task's answers against a plain reference, row by row."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -130,6 +132,24 @@ def test_too_few_symbols_for_the_keys_are_refused():
     config = TaskConfig(symbols=4, pairs=5, queries=1)
     with pytest.raises(ValueError, match=r"data.task.pairs=5: data.task.symbols=4 make only 4"):
         TASKS["keysvalues"].generate(config, 12, 1, seed=0)
+
+
+def test_only_training_has_sequences_of_fewer_pairs():
+    config = replace(CONFIG, fewest_pairs=1)
+    task, whole = TASKS["keysvalues"], TASKS["keysvalues"].generate(CONFIG, 20, 3000, seed=0)
+    inputs, targets = task.generate(config, 20, 3000, seed=0, training=True)
+    counts = torch.bincount((inputs[:, :12:4] == MARKER).sum(1))
+    assert len(counts) == 3
+    assert (counts - 1000).abs().max() < 4 * 26  # standard deviations
+    for row, target in zip(inputs.tolist(), targets.tolist(), strict=True):
+        pairs = [row[i : i + 4] for i in range(0, 12, 4) if row[i] != MARKER]
+        known = {tuple(pair[:2]): pair[2:] for pair in pairs}
+        for query in (12, 16):
+            assert target[query + 2 : query + 4] == known[tuple(row[query + 1 : query + 3])]
+    held_out = task.generate(config, 20, 3000, seed=0)
+    assert all(torch.equal(*pair) for pair in zip(held_out, whole, strict=True))
+    with pytest.raises(ValueError, match=r"data.task.fewest-pairs=4: must be <= data.task.pairs=3"):
+        replace(CONFIG, fewest_pairs=4)
 
 
 def test_distinct_draws_are_distinct_and_uniform():

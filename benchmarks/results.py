@@ -45,12 +45,12 @@ def spread(values: Sequence[float]) -> str:
 
 def of_tasks(results: dict[str, Result]) -> dict[str, Any]:
     """Return who solves which task."""
-    groups: dict[tuple[str, int, str], dict[float, list[Result]]] = {}
+    groups: dict[tuple[str, int, float, str], dict[float, list[Result]]] = {}
     for cell in results.values():
-        key = (cell["task"], cell["length"], cell["method"])
+        key = (cell["task"], cell["length"], cell["seconds"], cell["method"])
         groups.setdefault(key, {}).setdefault(cell["rate"], []).append(cell)
     rows = []
-    for (task, length, method_name), rates in sorted(groups.items()):
+    for (task, length, seconds, method_name), rates in sorted(groups.items()):
         rate = min(rates, key=lambda rate: fmean(cell["bits"] for cell in rates[rate]))
         cells = rates[rate]
         accuracy = [cell["accuracy"] for cell in cells]
@@ -61,6 +61,7 @@ def of_tasks(results: dict[str, Result]) -> dict[str, Any]:
             [
                 task,
                 length,
+                f"{seconds:g} s",
                 method_name.replace("_", " ") + chosen,
                 spread(accuracy),
                 f"{sum(value >= SOLVED for value in accuracy)} of {len(cells)}",
@@ -70,12 +71,12 @@ def of_tasks(results: dict[str, Result]) -> dict[str, Any]:
                 spread([cell["accuracy_4L"] for cell in cells]),
             ]
         )
-    head = ["task", "L", "method", "accuracy", "solved", "after", "teacher", "one step", "at 4L"]
+    head = ["task", "L", "time", "method", "accuracy", "solved"]
+    head += ["after", "teacher", "one step", "at 4L"]
     draw("tasks", _task_curves(results))
     return {
         "table": table(head, rows),
         "share": 1 - FINETUNE,
-        "seconds": max(cell["seconds"] for cell in results.values()),
         "seeds": seeds(results),
     }
 
@@ -86,7 +87,8 @@ def _task_curves(results: dict[str, Result]) -> dict[str, dict[str, list[tuple[f
     for cell in results.values():
         if cell["seed"] or cell["method"] not in {"smt", "bptt"}:
             continue
-        curves = panels.setdefault(f"{cell['task']}, L = {cell['length']}", {})
+        title = f"{cell['task']}, L = {cell['length']}, {cell['seconds']:g} s"
+        curves = panels.setdefault(title, {})
         if cell["method"] == "smt":
             before = sum(s["seconds"] for name, s in cell["stages"].items() if name != "dmt")
             curves["teacher"] = cell["scores"]["teacher"]

@@ -128,7 +128,7 @@ class KeysValues(Task):
         marker = torch.full((rows, config.queries, 1), MARKER)
         key, value = keys.gather(1, asked), values.gather(1, asked)
         pairs = torch.cat((keys, values), dim=2)
-        pairs[(torch.arange(config.pairs) < lacking[:, :, 0])] = MARKER
+        pairs[torch.arange(config.pairs) < lacking[:, :, 0]] = MARKER
         pairs = pairs.flatten(1)
         queries = torch.cat((marker, key, value[:, :, :-1]), dim=2)
         answers = torch.full_like(queries, IGNORED)

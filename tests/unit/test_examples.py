@@ -75,6 +75,13 @@ def test_task_rows_are_the_tasks_blocks(name):
     assert found["train"]["tokens"].max() < vocabulary
 
 
+def test_only_training_rows_are_easier():
+    found = columns(task("keysvalues", length=32, fewest_pairs=1))
+    lacking = {split: rows["tokens"][:, 0] == 0 for split, rows in found.items()}
+    assert 0.8 < lacking["train"].mean() < 0.95  # 7 of 8
+    assert not lacking["validation"].any()
+
+
 def test_task_rows_depend_on_seed_and_place_alone(monkeypatch):
     found = columns(task())
     ids = [set(split["sequence_id"].tolist()) for split in found.values()]

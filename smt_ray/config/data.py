@@ -15,8 +15,9 @@ class TaskConfig:
     pairs: int = 8
     """Key and value pairs of a `keysvalues` sequence."""
     fewest_pairs: int = 0
-    """A training sequence of `keysvalues` has from this many pairs to `pairs`, all numbers equally
-    likely, for many pairs are learned after few; what is held out has `pairs`. 0: all have."""
+    """A training sequence of `keysvalues` has 1, 2, 3, 4, 6 or 8 eighths of `pairs`, all equally
+    likely, but at least this many, for many pairs are learned after few; what is held out has all.
+    0: training has all, too."""
     queries: int = 8
     """Keys that a `keysvalues` sequence asks for."""
     depth: int = 10

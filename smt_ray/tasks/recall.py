@@ -19,6 +19,9 @@ from smt_ray.tasks.task import (
     require_length,
 )
 
+EIGHTHS = (1, 2, 3, 4, 6, 8)
+"""Of `pairs`: how many an easier sequence of `KeysValues` may have."""
+
 
 class Retrieval(Task):
     """Random symbols with a marked needle in the first half; the last input asks for the needle."""
@@ -120,8 +123,9 @@ class KeysValues(Task):
         asked = torch.randint(config.pairs, (rows, config.queries, 1), generator=random)
         lacking = torch.zeros(rows, 1, 1, dtype=torch.int64)
         if config.fewest_pairs:
-            count = config.pairs - config.fewest_pairs + 1
-            lacking = torch.randint(count, (rows, 1, 1), generator=random)
+            held = sorted({max(config.fewest_pairs, config.pairs * n // 8) for n in EIGHTHS})
+            drawn = torch.randint(len(held), (rows, 1, 1), generator=random)
+            lacking = config.pairs - torch.tensor(held)[drawn]
             among = torch.rand(rows, config.queries, 1, generator=random)
             asked = lacking + ((config.pairs - lacking) * among).long()
         asked = asked.expand(-1, -1, width)

@@ -185,7 +185,9 @@ def kill_a_rank(target, written):
 
 def kill(title):
     """Kill the first process of that title."""
-    titled(title)[0].send_signal(signal.SIGKILL)
+    found = titled(title)
+    assert found, f"no process {title}"
+    found[0].send_signal(signal.SIGKILL)
 
 
 def titled(title):

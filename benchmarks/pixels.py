@@ -1,10 +1,11 @@
-"""SMT against BPTT on scikit-learn's digits, bits per pixel at equal CPU time.
+"""SMT against BPTT on images, bits per pixel at equal CPU time.
 
-python -m benchmarks.pixels [--quick] [--results DIR] [--seeds N] [--scale X]
+python -m benchmarks.pixels [--source SOURCE] [--quick] [--results DIR] [--seeds N] [--scale X]
 
-Each measurement leaves one JSON file, and a second run makes only the missing ones. There are few
-images, so each training ends with its best weights on the validation images, which are also the
-ones that are scored: the choice favours all methods alike. Prints, last, one line of JSON.
+Scikit-learn's digits, or an IDX file such as MNIST's. Each measurement leaves one JSON file, and a
+second run makes only the missing ones. Each training ends with its best weights on the validation
+images, which are also the ones that are scored: the choice favours all methods alike. Prints, last,
+one line of JSON.
 """
 
 import argparse
@@ -16,54 +17,69 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from benchmarks.cells import FINETUNE
 from benchmarks.corpus import Corpus
 from benchmarks.pool import Result, measure
 from benchmarks.smt import (
+    Labelled,
     Shares,
+    label_drift,
     rnn_score,
     teacher_score,
     train_bptt,
     train_dmt,
     train_teacher,
 )
+from smt_ray.data.pixels import DIGITS
 from smt_ray.model.rnn import RNN
 from smt_ray.recipes import on_pixels
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "pixels"
 SECONDS = 300.0
 RATES = (4e-3, 2e-3, 1e-3)
-LABELLED = 2048
+SHARES = Shares(teacher=0.5, labels=0.1, transition=0.15)
+FINETUNE_RATE = 2e-3
 
 
-def smt(seed: int, seconds: float) -> Result:
-    """Train SMT within `seconds`, all stages together."""
-    config = on_pixels("tiny")
+def smt(source: str, seed: int, seconds: float, finetune: float = 0.0) -> Result:
+    """Train SMT within `seconds`, all stages together; the last `finetune` of them are BPTT's."""
+    config = on_pixels("tiny", source)
     for stage in ("teacher", "transition.train", "dmt.train"):
         config = config.override(f"{stage}.seed", seed)
     corpus = Corpus(config.data, seed)
     held = corpus.held_out()
+
+    def score(rnn: RNN) -> float:
+        return -rnn_score(rnn, held).bits
+
+    labelled = round(config.labels.fraction * len(corpus.train))
     trained = train_teacher(
-        config, corpus, seconds, Shares(), LABELLED, best=True,
+        config, corpus, seconds - finetune, SHARES, labelled, best=True,
         score=lambda teacher: -teacher_score(teacher, held).bits,
     )  # fmt: skip
     taught = teacher_score(trained.teacher, held).bits
-    left = seconds - trained.seconds
-    dmt, outcome = train_dmt(
-        config, corpus, trained, config.dmt, left, best=True,
-        score=lambda rnn: -rnn_score(rnn, held).bits,
-    )  # fmt: skip
-    before = {name: stage.seconds for name, stage in trained.stages.items()}
+    left = seconds - finetune - trained.seconds
+    dmt, outcome = train_dmt(config, corpus, trained, config.dmt, left, best=True, score=score)
+    rnn, stages = dmt.rnn, {**trained.stages, "dmt": outcome}
+    before_finetune = rnn_score(rnn, held).bits if finetune else None
+    if finetune:
+        settings = replace(config.teacher, learning_rate=FINETUNE_RATE, seed=seed)
+        rnn, stages["finetune"] = train_bptt(
+            config.model, corpus, settings, finetune, start=rnn, score=score, best=True
+        )
     return {
-        "bits": rnn_score(dmt.rnn, held).bits,
+        "bits": rnn_score(rnn, held).bits,
+        "before_finetune": before_finetune,
         "teacher_bits": taught,
-        "seconds": {**before, "dmt": outcome.seconds},
-        "scores": {"teacher": trained.stages["teacher"].scores, "dmt": outcome.scores},
+        "drift": label_drift(dmt.rnn, Labelled(trained.teacher.encoder, held)).nmse,
+        "seconds": {name: stage.seconds for name, stage in stages.items()},
+        "scores": {name: stage.scores for name, stage in stages.items() if stage.scores},
     }
 
 
-def bptt(seed: int, seconds: float, rate: float) -> Result:
+def bptt(source: str, seed: int, seconds: float, rate: float) -> Result:
     """Train the same cell and readout by unrolling."""
-    config = on_pixels("tiny")
+    config = on_pixels("tiny", source)
     corpus = Corpus(config.data, seed)
     held = corpus.held_out()
 
@@ -83,17 +99,22 @@ def bptt(seed: int, seconds: float, rate: float) -> Result:
 def main(arguments: Sequence[str]) -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pixels", description=__doc__)
+    parser.add_argument("--source", default=DIGITS, help="pixels:digits, or pixels:PATH of an IDX")
     parser.add_argument("--quick", action="store_true", help="one seed, anew")
     parser.add_argument("--results", type=Path, help="directory of results (docs/results/pixels)")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--scale", type=float, default=1.0, help="factor of all CPU seconds")
     options = parser.parse_args(arguments)
     seconds, seeds = options.scale * SECONDS, range(1 if options.quick else options.seeds)
-    jobs = {f"smt-seed{seed}": partial(smt, seed, seconds) for seed in seeds}
-    for rate in RATES:
-        for seed in seeds:
+    jobs = {}
+    for seed in seeds:
+        jobs[f"smt-seed{seed}"] = partial(smt, options.source, seed, seconds)
+        jobs[f"smt_finetune-seed{seed}"] = partial(
+            smt, options.source, seed, seconds, FINETUNE * seconds
+        )
+        for rate in RATES:
             name = f"bptt-rate{rate:g}-seed{seed}"
-            jobs[name] = partial(bptt, seed, seconds, rate)
+            jobs[name] = partial(bptt, options.source, seed, seconds, rate)
     with tempfile.TemporaryDirectory(prefix="smt-ray-pixels-") as fresh:
         directory = options.results or (Path(fresh) if options.quick else RESULTS)
         results = measure(jobs, directory)
@@ -103,7 +124,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def figures(results: dict[str, Result]) -> dict[str, float]:
     """Return the mean bits per pixel of SMT, its teacher, and BPTT at its best rate."""
-    ours = [result for name, result in results.items() if name.startswith("smt")]
+    ours = [result for name, result in results.items() if name.startswith("smt-")]
+    tuned = [result for name, result in results.items() if name.startswith("smt_finetune-")]
     by_rate = {
         rate: [r["bits"] for r in results.values() if r.get("rate") == rate] for rate in RATES
     }
@@ -111,6 +133,7 @@ def figures(results: dict[str, Result]) -> dict[str, float]:
     best = min(means, key=lambda rate: means[rate])
     return {
         "smt_bits": sum(result["bits"] for result in ours) / len(ours),
+        "smt_finetune_bits": sum(result["bits"] for result in tuned) / len(tuned),
         "teacher_bits": sum(result["teacher_bits"] for result in ours) / len(ours),
         "bptt_bits": means[best],
         "bptt_rate": best,

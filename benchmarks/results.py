@@ -51,11 +51,11 @@ def of_tasks(results: dict[str, Result]) -> dict[str, Any]:
         groups.setdefault(key, {}).setdefault(cell["rate"], []).append(cell)
     rows = []
     for (task, length, seconds, method_name), rates in sorted(groups.items()):
-        rate = min(rates, key=lambda rate: fmean(cell["bits"] for cell in rates[rate]))
-        cells = rates[rate]
+        rate, cells = min(rates.items(), key=lambda tried: _bits_of_first_seed(tried[1]))
         accuracy = [cell["accuracy"] for cell in cells]
         times = [cell["solved_after"] for cell in cells]
         ours = method_name in OURS
+        smt = groups.get((task, length, seconds, "smt"))
         chosen = "" if ours else f", rate {rate:g} ({len(rates)} tried)"
         rows.append(
             [
@@ -69,16 +69,37 @@ def of_tasks(results: dict[str, Result]) -> dict[str, Any]:
                 spread([cell["teacher"] for cell in cells]) if ours else None,
                 spread([cell["one_step"] for cell in cells]) if method_name == "smt" else None,
                 spread([cell["accuracy_4L"] for cell in cells]),
+                None if ours else _at_equal_tokens(cells, smt),
             ]
         )
     head = ["task", "L", "time", "method", "accuracy", "solved"]
-    head += ["after", "teacher", "one step", "at 4L"]
+    head += ["after", "teacher", "one step", "at 4L", "at equal tokens"]
     draw("tasks", _task_curves(results))
     return {
         "table": table(head, rows),
         "share": 1 - FINETUNE,
         "seeds": seeds(results),
     }
+
+
+def _bits_of_first_seed(cells: Sequence[Result]) -> float:
+    return next((cell["bits"] for cell in cells if cell["seed"] == 0), float("inf"))
+
+
+def _at_equal_tokens(
+    cells: Sequence[Result], ours: Mapping[float, Sequence[Result]] | None
+) -> str | None:
+    """Return the last scores on validation before a cell had read more sequences than SMT had."""
+    if ours is None:
+        return None
+    stages = [cell["stages"] for same in ours.values() for cell in same]
+    tokens = fmean(made["teacher"]["tokens"] + made["labels"]["tokens"] for made in stages)
+    scores = []
+    for cell in cells:
+        seconds = cell["used"] * tokens / cell["tokens"]
+        before = [score for at, score in cell["scores"]["bptt"] if at <= seconds]
+        scores.append(before[-1] if before else 0.0)
+    return spread(scores)
 
 
 def _task_curves(results: dict[str, Result]) -> dict[str, dict[str, list[tuple[float, float]]]]:

@@ -71,14 +71,37 @@ TINY_TASKS: dict[str, dict[str, Any]] = {
 """What `tiny` changes for one task more than for the others."""
 
 TINY_PIXELS: dict[str, Any] = {
-    "teacher": {"steps": 2000, "global_batch": 16, "learning_rate": 2e-3, "validate_every": 250},
-    "transition": {"train": {"steps": 250}},
-    "dmt": {"train": {"steps": 1000, "learning_rate": 5e-4, "validate_every": 250}},
+    "model": {"clock": True, "trunk_reach": 3},  # a clock tells where in a row a pixel lies
+    "loss": {"dynamics": 1.0, "whiten_dynamics": True},
+    "teacher": {"steps": 2000, "validate_every": 250},
+    "transition": {"train": {"steps": 500}},
+    "dmt": {
+        "mode": "sequential",  # errors add up over an image: docs/log.md
+        "train": {"steps": 1000, "learning_rate": 3e-4, "validate_every": 250},
+    },
 }
 """What `tiny` changes for images: there are few digits, so that the teacher stops early."""
 
-LABELLED_IMAGES = 2048
-"""Images that `tiny` labels, about."""
+
+def _tiny_pixels(data: DataConfig) -> dict[str, Any]:
+    """Return what `tiny` changes for images of one size.
+
+    A horizon reaches past the pixel below. A batch has about 1,024 pixels, and labels are made for
+    as many images as have 2^17, unless these are very small or large.
+    """
+    _, width = sources.image_shape(data)
+    pixels = data.sequence_length
+    rows = {"global_batch": min(16, max(4, 1024 // pixels))}
+    images = min(2048, max(512, 2**17 // pixels))
+    return {
+        "loss": {"horizon": max(16, width + 4), "timesteps": max(16, pixels // 24)},
+        "teacher": rows,
+        "labels": {"fraction": min(1.0, images * pixels / sources.size(data))},
+        "transition": {"train": rows},
+        "dmt": {"train": rows},
+        "finetune": {"train": rows},
+        "bptt": {"train": rows},
+    }
 
 
 def on_text(preset: str, source: str = "stdlib", sequence_length: int | None = None) -> RunConfig:
@@ -117,12 +140,9 @@ def on_pixels(
     given = DataConfig(source=source, validation_fraction=0.1)
     pixels = math.prod(sources.image_shape(given))
     data = replace(given, sequence_length=sequence_length or pixels)
-    changes = {}
-    if preset == "tiny":
-        labels = {"fraction": min(1.0, LABELLED_IMAGES * pixels / sources.size(data))}
-        changes = TINY_PIXELS | {"labels": labels}
+    changes = [TINY_PIXELS, _tiny_pixels(data)] if preset == "tiny" else []
     name = source.removeprefix("pixels:").rsplit("/", 1)[-1].partition(".")[0]
-    return _on(preset, name, data, PRESETS[preset]().loss.horizon, changes)
+    return _on(preset, name, data, None, *changes)
 
 
 def on_source(preset: str, source: str = "stdlib", **given: Any) -> RunConfig:
@@ -137,14 +157,14 @@ def on_source(preset: str, source: str = "stdlib", **given: Any) -> RunConfig:
 
 
 def _on(
-    preset: str, name: str, data: DataConfig, horizon: int, *changes: dict[str, Any]
+    preset: str, name: str, data: DataConfig, horizon: int | None, *changes: dict[str, Any]
 ) -> RunConfig:
-    """Return a preset's run on other data, under a name that says which."""
+    """Return a preset's run on other data, under a name that says which; F stays if not given."""
     base, length = PRESETS[preset](), data.sequence_length
     for change in changes:
         base = base.update(change)
     loss = {
-        "horizon": min(horizon, length),
+        "horizon": min(horizon or base.loss.horizon, length),
         "timesteps": min(base.loss.timesteps, length),
     }
     names = ("source", "sequence_length", "validation_fraction")

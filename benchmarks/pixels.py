@@ -36,9 +36,11 @@ from smt_ray.recipes import on_pixels
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "pixels"
 SECONDS = 300.0
-RATES = (4e-3, 2e-3, 1e-3)
+RATES = (8e-3, 4e-3, 2e-3, 1e-3)
 SHARES = Shares(teacher=0.5, labels=0.1, transition=0.15)
 FINETUNE_RATE = 2e-3
+SCORES = 30
+"""Scores on validation images within the time of a training: they are what it may end with."""
 
 
 def smt(source: str, seed: int, seconds: float, finetune: float = 0.0) -> Result:
@@ -52,20 +54,23 @@ def smt(source: str, seed: int, seconds: float, finetune: float = 0.0) -> Result
     def score(rnn: RNN) -> float:
         return -rnn_score(rnn, held).bits
 
+    every = seconds / SCORES
     labelled = round(config.labels.fraction * len(corpus.train))
     trained = train_teacher(
-        config, corpus, seconds - finetune, SHARES, labelled, best=True,
+        config, corpus, seconds - finetune, SHARES, labelled, best=True, every=every,
         score=lambda teacher: -teacher_score(teacher, held).bits,
     )  # fmt: skip
     taught = teacher_score(trained.teacher, held).bits
     left = seconds - finetune - trained.seconds
-    dmt, outcome = train_dmt(config, corpus, trained, config.dmt, left, best=True, score=score)
+    dmt, outcome = train_dmt(
+        config, corpus, trained, config.dmt, left, best=True, every=every, score=score
+    )
     rnn, stages = dmt.rnn, {**trained.stages, "dmt": outcome}
     before_finetune = rnn_score(rnn, held).bits if finetune else None
     if finetune:
         settings = replace(config.teacher, learning_rate=FINETUNE_RATE, seed=seed)
         rnn, stages["finetune"] = train_bptt(
-            config.model, corpus, settings, finetune, start=rnn, score=score, best=True
+            config.model, corpus, settings, finetune, start=rnn, score=score, best=True, every=every
         )
     return {
         "bits": rnn_score(rnn, held).bits,
@@ -87,7 +92,9 @@ def bptt(source: str, seed: int, seconds: float, rate: float) -> Result:
         return -rnn_score(rnn, held).bits
 
     settings = replace(config.teacher, learning_rate=rate, seed=seed)
-    rnn, outcome = train_bptt(config.model, corpus, settings, seconds, score=score, best=True)
+    rnn, outcome = train_bptt(
+        config.model, corpus, settings, seconds, score=score, best=True, every=seconds / SCORES
+    )
     return {
         "bits": rnn_score(rnn, held).bits,
         "rate": rate,

@@ -88,11 +88,12 @@ def train_teacher(
     *,
     score: Callable[[Teacher], float] | None = None,
     enough: float = float("inf"),
+    every: float = 10.0,
     best: bool = False,
 ) -> Trained:
     """Train the teacher, label `labelled` sequences and fit the cell to them.
 
-    `score`, `enough` and `best` are about the teacher, as in `budget.train`.
+    `score`, `enough`, `every` and `best` are about the teacher, as in `budget.train`.
     """
     torch.manual_seed(config.teacher.seed)
     teacher = Teacher(config.model, config.loss, source.vocabulary, config.teacher.seed)
@@ -103,6 +104,7 @@ def train_teacher(
         seconds * shares.teacher,
         score=(lambda: score(teacher)) if score else None,
         enough=enough,
+        every=every,
         best=best,
     )
     began = now()
@@ -184,6 +186,7 @@ def train_bptt(
     start: RNN | None = None,
     enough: float = float("inf"),
     score: Callable[[RNN], float] | None = None,
+    every: float = 10.0,
     best: bool = False,
 ) -> tuple[RNN, Outcome]:
     """Train an RNN by unrolling it, from fresh weights or those of `start`; truncated by `span`."""
@@ -200,6 +203,7 @@ def train_bptt(
         seconds,
         score=(lambda: score(objective.rnn)) if score else None,
         enough=enough,
+        every=every,
         best=best,
     )
     return objective.rnn, outcome

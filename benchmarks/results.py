@@ -13,7 +13,7 @@ from typing import Any
 import jinja2
 from matplotlib import rc_context
 
-from benchmarks import ablations, method
+from benchmarks import ablations, method, pixels
 from benchmarks.cells import FINETUNE, OURS, SOLVED
 from benchmarks.pool import Result
 from smt_ray.evaluation.plots import SERIES, STYLE, new_figure
@@ -160,12 +160,24 @@ def of_method(results: dict[str, Result]) -> dict[str, Any]:
 
 def of_pixels(results: dict[str, Result]) -> dict[str, Any]:
     """Return bits per pixel of every method and rate."""
-    groups: dict[str, list[float]] = {}
+    groups: dict[str, list[Result]] = {}
     for name, result in results.items():
-        groups.setdefault(name.rpartition("-seed")[0], []).append(result["bits"])
-    taught = [result["teacher_bits"] for result in results.values() if "teacher_bits" in result]
-    rows = [[name, spread(values)] for name, values in {**groups, "teacher of smt": taught}.items()]
-    return {"table": table(["method", "bits per pixel"], rows), "seeds": seeds(results)}
+        groups.setdefault(name.rpartition("-seed")[0], []).append(result)
+    rows: list[list[object]] = []
+    for name, cells in groups.items():
+        figures = [
+            spread(values) if (values := [cell[key] for cell in cells if cell.get(key)]) else None
+            for key in ("bits", "teacher_bits", "before_finetune", "drift")
+        ]
+        rows.append([name.replace("_", " ").replace("-rate", ", rate "), len(cells), *figures])
+    used = max(sum(result["seconds"].values()) for result in results.values())
+    head = ["method", "seeds", "bits per pixel", "teacher", "before BPTT", "drift (NMSE)"]
+    return {
+        "table": table(head, rows),
+        "seeds": seeds(results),
+        "seconds": f"{pixels.SECONDS * (scale := round(used / pixels.SECONDS)):g}",
+        "scale": scale,
+    }
 
 
 def of_ablations(results: dict[str, Result]) -> dict[str, Any]:
@@ -208,6 +220,7 @@ PARTS: dict[str, Callable[[dict[str, Result]], dict[str, Any]]] = {
     "tasks": of_tasks,
     "method": of_method,
     "pixels": of_pixels,
+    "mnist": of_pixels,
     "ablations": of_ablations,
 }
 

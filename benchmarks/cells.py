@@ -39,7 +39,7 @@ FINETUNE = 0.3
 """Share of the time that `smt_finetune` leaves to BPTT, after all stages of SMT."""
 FINETUNE_RATE = 2e-3
 LABELLED = 4096
-"""Sequences that SMT labels."""
+"""Sequences that SMT labels in a cell of `SECONDS`; in a longer one as many more."""
 HELD_OUT = 1024
 
 
@@ -159,7 +159,7 @@ def _smt(cell: Cell, config: RunConfig) -> dict[str, Any]:
 
     seconds = cell.seconds * (1 - FINETUNE if cell.method == "smt_finetune" else 1)
     trained = train_teacher(
-        config, source, seconds, SHARES, LABELLED,
+        config, source, seconds, SHARES, round(LABELLED * max(1.0, cell.seconds / SECONDS)),
         score=lambda teacher: teacher_score(teacher, validation).accuracy,
     )  # fmt: skip
 

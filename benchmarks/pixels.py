@@ -17,7 +17,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from benchmarks.cells import FINETUNE
+from benchmarks.cells import FINETUNE, FINETUNE_RATE
 from benchmarks.corpus import Corpus
 from benchmarks.pool import Result, measure
 from benchmarks.smt import (
@@ -38,7 +38,6 @@ RESULTS = Path(__file__).parents[1] / "docs" / "results" / "pixels"
 SECONDS = 300.0
 RATES = (8e-3, 4e-3, 2e-3, 1e-3)
 SHARES = Shares(teacher=0.5, labels=0.1, transition=0.15)
-FINETUNE_RATE = 2e-3
 SCORES = 30
 """Scores on validation images within the time of a training: they are what it may end with."""
 

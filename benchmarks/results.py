@@ -171,12 +171,14 @@ def of_pixels(results: dict[str, Result]) -> dict[str, Any]:
         ]
         rows.append([name.replace("_", " ").replace("-rate", ", rate "), len(cells), *figures])
     used = max(sum(result["seconds"].values()) for result in results.values())
+    scale = round(used / pixels.SECONDS)
     head = ["method", "seeds", "bits per pixel", "teacher", "before BPTT", "drift (NMSE)"]
     return {
         "table": table(head, rows),
         "seeds": seeds(results),
-        "seconds": f"{pixels.SECONDS * (scale := round(used / pixels.SECONDS)):g}",
+        "seconds": f"{pixels.SECONDS * scale:g}",
         "scale": scale,
+        "share": 1 - FINETUNE,
     }
 
 

@@ -80,7 +80,7 @@ TINY_PIXELS: dict[str, Any] = {
         "train": {"steps": 1000, "learning_rate": 3e-4, "validate_every": 250},
     },
 }
-"""What `tiny` changes for images: there are few digits, so that the teacher stops early."""
+"""What `tiny` changes for images of any size."""
 
 
 def _tiny_pixels(data: DataConfig) -> dict[str, Any]:

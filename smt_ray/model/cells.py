@@ -64,16 +64,20 @@ class MlpCell(nn.Module):
     """Residual MLPs over the flattened memory, each of which sees the input token."""
 
     def __init__(self, config: ModelConfig, vocabulary: int) -> None:
-        """Create the maps; the hidden width is `mlp_ratio * D`."""
+        """Create the maps; the hidden width is `mlp_ratio * D`.
+
+        Each branch begins as a tenth of the memory. As nothing at all it would leave the empty
+        memory empty, where the gradient of the norm is 1,000 a step, and beyond all bounds unrolled.
+        """
         super().__init__()
         hidden, state = config.mlp_ratio * config.width, config.memory_tokens * config.width
         self.embed = Embedding(vocabulary, config.width)
         self.up = nn.ModuleList(
             Linear(state + config.width, hidden) for _ in range(config.cell_depth)
         )
-        self.down = nn.ModuleList(
-            Linear(hidden, state, zero=True) for _ in range(config.cell_depth)
-        )
+        self.down = nn.ModuleList(Linear(hidden, state) for _ in range(config.cell_depth))
+        for down in self.down:
+            nn.init.normal_(down.weight, std=0.1 * hidden**-0.5)
 
     def forward(
         self, memory: Float[Tensor, "N K D"], token: Int[Tensor, " N"]

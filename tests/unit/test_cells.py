@@ -62,6 +62,17 @@ def test_every_kind_starts_from_the_empty_memory(kind):
     assert torch.pdist(after.flatten(1)).min() > 1e-3
 
 
+@pytest.mark.parametrize("kind", sorted(CELLS))
+def test_fresh_weights_of_every_kind_can_be_unrolled(kind):
+    """From the empty memory, too: a norm that got zeros at each step would have no bounded gradient."""
+    rnn = RNN(config(kind), VOCABULARY)
+    last = rnn.rollout(torch.randint(VOCABULARY, (N, 64)))[:, -1]
+    (last * torch.randn(N, K, D)).sum().backward()
+    norms = torch.stack([p.grad.norm() for p in rnn.cell.parameters()])
+    assert norms.isfinite().all()
+    assert norms.max() < 1e4
+
+
 @pytest.mark.parametrize("scale", [1.0, 0.25])
 def test_gru_equals_torch_on_the_scaled_memory(scale):
     cell = random_weights(GruCell(config("gru"), VOCABULARY)).requires_grad_(False)

@@ -57,6 +57,14 @@ TINY_TASKS: dict[str, dict[str, Any]] = {
         "loss": {"timesteps": 8, "dynamics_below": 2.0},
         "teacher": {"learning_rate": 5e-3},
     },
+    "modular": {"teacher": {"learning_rate": 5e-3}},
+    "parity": {"teacher": {"learning_rate": 5e-3}},
+    "stack": {
+        # What is popped within a few inputs is all that is decoded soon, and the cheapest to decode.
+        "model": {"decoder_depth": 2},
+        "loss": {"horizon": 8, "timesteps": 16},
+        "teacher": {"learning_rate": 5e-3},
+    },
     "keysvalues": {
         # A slot for every pair and one to spare; a decoder that can look a key up among its inputs.
         "model": {"clock": True, "memory_tokens": 9, "decoder_depth": 2, "cell_depth": 2},
@@ -117,6 +125,8 @@ def on_text(preset: str, source: str = "stdlib", sequence_length: int | None = N
 def on_task(preset: str, source: str = "task:retrieval", sequence_length: int = 32) -> RunConfig:
     """Return a preset's run on a synthetic task; F = L, for its answers may come late.
 
+    On `tiny`, stack has a shorter one.
+
     Raises:
         ValueError: if the source is no task, or there is none of that name.
     """
@@ -124,8 +134,10 @@ def on_task(preset: str, source: str = "task:retrieval", sequence_length: int = 
     data = DataConfig(source=source, sequence_length=sequence_length)
     sources.load_tokenizer_of(data)
     task = source.removeprefix("task:")
-    changes = [TINY_TASK, TINY_TASKS.get(task, {})] if preset == "tiny" else []
-    return _on(preset, f"{task}-{sequence_length}", data, sequence_length, *changes)
+    changes: list[dict[str, Any]] = [{"loss": {"horizon": sequence_length}}]
+    if preset == "tiny":
+        changes += [TINY_TASK, TINY_TASKS.get(task, {})]
+    return _on(preset, f"{task}-{sequence_length}", data, *changes)
 
 
 def on_pixels(
@@ -142,7 +154,7 @@ def on_pixels(
     data = replace(given, sequence_length=sequence_length or pixels)
     changes = [TINY_PIXELS, _tiny_pixels(data)] if preset == "tiny" else []
     name = source.removeprefix("pixels:").rsplit("/", 1)[-1].partition(".")[0]
-    return _on(preset, name, data, None, *changes)
+    return _on(preset, name, data, *changes)
 
 
 def on_source(preset: str, source: str = "stdlib", **given: Any) -> RunConfig:
@@ -156,17 +168,12 @@ def on_source(preset: str, source: str = "stdlib", **given: Any) -> RunConfig:
     return make[DataConfig(source=source).kind](preset, source, **given)
 
 
-def _on(
-    preset: str, name: str, data: DataConfig, horizon: int | None, *changes: dict[str, Any]
-) -> RunConfig:
-    """Return a preset's run on other data, under a name that says which; F stays if not given."""
+def _on(preset: str, name: str, data: DataConfig, *changes: dict[str, Any]) -> RunConfig:
+    """Return a preset's run on other data, under a name that says which."""
     base, length = PRESETS[preset](), data.sequence_length
     for change in changes:
         base = base.update(change)
-    loss = {
-        "horizon": min(horizon or base.loss.horizon, length),
-        "timesteps": min(base.loss.timesteps, length),
-    }
+    loss = {name: min(getattr(base.loss, name), length) for name in ("horizon", "timesteps")}
     names = ("source", "sequence_length", "validation_fraction")
     taken = {field: getattr(data, field) for field in names}
     return base.update({"name": f"{name}-{preset}", "data": taken, "loss": loss})

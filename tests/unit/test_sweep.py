@@ -52,11 +52,11 @@ def test_a_random_search_stops_trials_early_unless_it_is_told_not_to(tmp_path):
 
 
 def test_presets_follow_a_source_and_a_length_that_are_swept(tmp_path):
-    words = ["--storage", str(tmp_path), "--space", "data.source=task:copy,task:stack"]
+    words = ["--storage", str(tmp_path), "--space", "data.source=task:copy,task:parity"]
     words += ["--data.source", "task:copy", "--space", "data.sequence-length=24,48"]
     trials = Sweep(Sweeper(words)).trials
     assert [(t.config.data.source, t.config.loss.horizon) for t in trials] == [
-        ("task:copy", 24), ("task:copy", 48), ("task:stack", 24), ("task:stack", 48),
+        ("task:copy", 24), ("task:copy", 48), ("task:parity", 24), ("task:parity", 48),
     ]  # fmt: skip
 
 

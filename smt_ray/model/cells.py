@@ -67,7 +67,7 @@ class MlpCell(nn.Module):
         """Create the maps; the hidden width is `mlp_ratio * D`.
 
         Each branch begins as a tenth of the memory. As nothing at all it would leave the empty
-        memory empty, where the gradient of the norm is 1,000 a step, and beyond all bounds unrolled.
+        memory empty, where the gradient of the norm is 1,000 a step: unrolled, beyond all bounds.
         """
         super().__init__()
         hidden, state = config.mlp_ratio * config.width, config.memory_tokens * config.width

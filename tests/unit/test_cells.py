@@ -64,7 +64,7 @@ def test_every_kind_starts_from_the_empty_memory(kind):
 
 @pytest.mark.parametrize("kind", sorted(CELLS))
 def test_fresh_weights_of_every_kind_can_be_unrolled(kind):
-    """From the empty memory, too: a norm that got zeros at each step would have no bounded gradient."""
+    """From the empty memory, too: of a norm that gets zeros at each step no gradient is bounded."""
     rnn = RNN(config(kind), VOCABULARY)
     last = rnn.rollout(torch.randint(VOCABULARY, (N, 64)))[:, -1]
     (last * torch.randn(N, K, D)).sum().backward()

@@ -75,9 +75,10 @@ class MlpCell(nn.Module):
         self.up = nn.ModuleList(
             Linear(state + config.width, hidden) for _ in range(config.cell_depth)
         )
-        self.down = nn.ModuleList(Linear(hidden, state) for _ in range(config.cell_depth))
-        for down in self.down:
-            nn.init.normal_(down.weight, std=0.1 * hidden**-0.5)
+        ends = [Linear(hidden, state) for _ in range(config.cell_depth)]
+        for end in ends:
+            nn.init.normal_(end.weight, std=0.1 * hidden**-0.5)
+        self.down = nn.ModuleList(ends)
 
     def forward(
         self, memory: Float[Tensor, "N K D"], token: Int[Tensor, " N"]

@@ -20,7 +20,7 @@ from smt_ray.planning import parameters
 RUNTIME = ("runtime.", "name", "storage", "preset")
 """Beginnings of the fields that may change under an existing name."""
 TRAINED = ("teacher", "transition", "dmt", "finetune", "bptt")
-SHOWN = ("curves", "long_curves", "gradients", "geometry", "images", "sample")
+SHOWN = ("curves", "long_curves", "gradients", "foresight", "geometry", "images", "sample")
 """Parts of the scores that the report shows as they are."""
 
 

@@ -21,6 +21,7 @@ from smt_ray.data.shards import Manifest, open_shards
 from smt_ray.data.storage import Location
 from smt_ray.data.tasks import task_of
 from smt_ray.distributed.networks import Networks, load_networks
+from smt_ray.evaluation.foresight import foresight
 from smt_ray.evaluation.geometry import Plane
 from smt_ray.evaluation.gradients import last_only, supervised_gradients, unrolled_gradients
 from smt_ray.evaluation.held_out import HeldOut
@@ -28,6 +29,7 @@ from smt_ray.evaluation.images import gallery
 from smt_ray.evaluation.ngrams import NgramModel
 from smt_ray.evaluation.scores import Score, compare, score_rollouts
 from smt_ray.model.rnn import RNN
+from smt_ray.objectives.objective import IGNORED
 from smt_ray.tasks.task import UNKNOWN
 
 UNITS = {"text": "bits per byte", "pixels": "bits per pixel", "task": "accuracy"}
@@ -35,6 +37,8 @@ UNITS = {"text": "bits per byte", "pixels": "bits per pixel", "task": "accuracy"
 ORDERS = (0, 1, 2)
 UNROLLED = 8
 """Sequences whose gradients are taken."""
+FORESEEN = 64
+"""Sequences of which later targets are told."""
 POINTS = 400
 """Memories in a plot."""
 IMAGES = 8
@@ -87,6 +91,7 @@ def score_run(config: RunConfig, places: dict[str, Location]) -> dict[str, Any]:
         "drift": {name: drift.nmse for name, drift in drifts.items()},
         "drift_curves": {name: _listed(drift.curve) for name, drift in drifts.items()},
         "gradients": _gradients(config, networks, first, device),
+        "foresight": _foresight(config, networks, first, device),
         "geometry": _geometry(config, networks, first, device) if kind == "task" else {},
         "sample": _sample(config, places, first, device) if kind == "text" else {},
         "images": _images(config, rnns["rnn"], held_out, device) if kind == "pixels" else {},
@@ -127,6 +132,24 @@ def _gradients(
     for name in networks.rnns.keys() & {"rnn", "bptt"}:
         found[name] = unrolled_gradients(networks.rnns[name], inputs, targets)
     return {name: curve.tolist() for name, curve in found.items()}
+
+
+@torch.inference_mode()
+def _foresight(
+    config: RunConfig, networks: Networks, batch: Batch, device: torch.device
+) -> dict[str, list[float | None]]:
+    """Return what the decoder tells of later targets from the memories of teacher and RNN."""
+    inputs, targets = (batch[name][:FORESEEN].to(device) for name in ("inputs", "targets"))
+    targeted = int((batch["targets"] != IGNORED).sum())
+    units = int(batch["bytes"].sum()) / targeted if "bytes" in batch else 1.0
+    memories = {"teacher": networks.encoder(inputs), "rnn": networks.rnns["rnn"].rollout(inputs)}
+    return {
+        name: _curve(
+            foresight(memory, networks.decoder, inputs, targets, config.loss.horizon, units),
+            config.data.kind,
+        )
+        for name, memory in memories.items()
+    }
 
 
 @torch.inference_mode()

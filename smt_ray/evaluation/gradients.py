@@ -12,12 +12,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from smt_ray.config import LossConfig
+from smt_ray.evaluation.foresight import TOKENS, ahead
 from smt_ray.model.decoder import Decoder
 from smt_ray.model.rnn import RNN
 from smt_ray.objectives.objective import IGNORED, apply_cell, previous
-
-TOKENS = 1 << 14
-"""Tokens that the decoder reads at once."""
 
 
 def last_only(targets: Int[Tensor, "B L"]) -> Int[Tensor, "B L"]:
@@ -65,8 +63,8 @@ def supervised_gradients(
         targets: y_0..y_{L-1}; -100 where there is none.
         loss: weights and F.
     """
-    following = _ahead(inputs, loss.horizon, 0)[..., 1:].flatten(0, 1)
-    wanted = _ahead(targets, loss.horizon, IGNORED).flatten(0, 1)
+    following = ahead(inputs, loss.horizon, 0)[..., 1:].flatten(0, 1)
+    wanted = ahead(targets, loss.horizon, IGNORED).flatten(0, 1)
     size = max(1, TOKENS // (memory.shape[2] + loss.horizon))
     with torch.enable_grad():
         leaf = memory.detach().clone().requires_grad_()
@@ -86,11 +84,6 @@ def supervised_gradients(
             nats = _nats(decoder(own, after, at).flatten(0, 1), answer.flatten())
             decoded += torch.autograd.grad(loss.decoding * nats, own)
     return _norms(gradient + torch.cat(decoded).view_as(gradient))
-
-
-def _ahead(values: Int[Tensor, "B L"], horizon: int, fill: int) -> Int[Tensor, "B L F"]:
-    """Return values_t..values_{t+F-1} for every t, `fill` past the end."""
-    return F.pad(values, (0, horizon - 1), value=fill).unfold(1, horizon, 1)
 
 
 def _nats(logits: Float[Tensor, "N V"], targets: Int[Tensor, " N"]) -> Float[Tensor, ""]:

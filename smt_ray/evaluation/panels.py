@@ -33,6 +33,8 @@ class Report:
     """NMSE of the rollout by position, (L,), for `rnn` and `rnn_before_dmt`."""
     gradients: Mapping[str, Curve] = field(default_factory=dict)
     """||dL/dm_t|| by timestep, (L,), for `teacher`, and for `rnn` and `bptt` unrolled."""
+    foresight: Mapping[str, Curve] = field(default_factory=dict)
+    """The unit by how far ahead the target is, (F,), for memories of `teacher` and `rnn`."""
     geometry: Mapping[str, pictures.Points] = field(default_factory=dict)
     """`x`, `y` and `state` of memories, for `teacher` and `rnn`."""
     images: Mapping[str, Any] = field(default_factory=dict)
@@ -147,6 +149,15 @@ def result_panels(report: Report) -> list[Panel]:
             plots.curves_figure(
                 curves, x="timestep t", y="||dL/dm|| at t", log_x=False, log_y=True
             ),
+        )
+    if curves := _spread(report.foresight):
+        add(
+            "What a memory tells of later targets",
+            "The teacher's decoder, from one memory and the inputs after it, on the next target, "
+            f"the one after, and so on ({better} is better). The next target may be told by "
+            "looking back; what the teacher's curve loses right of it the memory does not hold, "
+            "and no RNN can carry it on. What lies between the curves the RNN does not follow.",
+            plots.curves_figure(curves, x="targets ahead", y=unit, log_x=False),
         )
     if report.geometry:
         add(

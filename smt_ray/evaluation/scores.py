@@ -57,11 +57,15 @@ class Score:
         size = max(1, NUMBERS // max(memory[0, 0].numel(), len(readout.logits.weight)))
         found = torch.zeros(3, *targets.shape, dtype=torch.float64, device=targets.device)
         parts = [
-            _nats_and_hits(readout(part)[:, 0].float(), answer)
+            nats_and_hits(readout(part)[:, 0].float(), answer)
             for part, answer in zip(rows.split(size), wanted.split(size), strict=True)
         ]
         found[:2, asked] = torch.cat(parts, dim=1)
         found[2] = asked
+        self.tally(found, covered)
+
+    def tally(self, found: Float[Tensor, "3 B L"], covered: int | None = None) -> None:
+        """Add nats, right answers and targets of a batch by position."""
         total = found.sum(1).cpu()
         self.sums = total + self.sums if self.sums.numel() else total
         self.covered += int(total[2].sum()) if covered is None else covered
@@ -88,7 +92,7 @@ class Score:
         return self.sums[1] / self.sums[2]
 
 
-def _nats_and_hits(logits: Float[Tensor, "N V"], targets: Int[Tensor, " N"]) -> Tensor:
+def nats_and_hits(logits: Float[Tensor, "N V"], targets: Int[Tensor, " N"]) -> Tensor:
     """Return the cross-entropy in nats, and 1 for a right answer, (2, N)."""
     nats = F.cross_entropy(logits, targets, reduction="none")
     return torch.stack((nats, (logits.argmax(1) == targets).float())).double()

@@ -116,6 +116,8 @@ def test_every_part_is_there_for_its_kind(run):
     assert all(len(curve) == 4 * length for curve in result["long_curves"].values())
     assert result["gradients"].keys() == {"teacher", "rnn", "bptt"}
     assert all(len(curve) == length for curve in result["gradients"].values())
+    assert result["foresight"].keys() == {"teacher", "rnn"}
+    assert all(len(curve) == config.loss.horizon for curve in result["foresight"].values())
     assert (result["geometry"] == {}) == (kind != "task")
     assert (result["sample"] == {}) == (kind != "text")
     assert (result["images"] == {}) == (kind != "pixels")

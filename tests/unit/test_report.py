@@ -91,6 +91,7 @@ def report() -> Report:
         drift={"rnn": np.linspace(0.01, 0.1, 128), "rnn_before_dmt": np.linspace(0.02, 0.4, 128)},
         long_curves={"rnn": 2.6 + 1 / np.arange(1, 513)},
         gradients={"rnn": np.geomspace(1e-6, 1, 128), "teacher": np.ones(128)},
+        foresight={"rnn": np.linspace(2.7, 2.9, 16), "teacher": np.linspace(2.5, 2.8, 16)},
         metrics={stage: training_rows() for stage in ("teacher", "transition")}
         | {"dmt": training_rows() + drift_rows()},
         sample={"prompt": "def f(", "text": "<script>alert('x')</script> & more"},
@@ -136,16 +137,17 @@ def test_it_shows_every_part(report: Report, tmp_path: Path) -> None:
         "bits per byte: the RNN on validation",
         "89,706 rows", "2,000 steps", "tokens-01ab", "reused", "3 min 1 s",
         "Bits per byte by position", "Past the trained length", "How far gradients reach",
-        "Drift during DMT", "Error by age in DMT", "gradient norm", "RNN before DMT",
+        "What a memory tells of later targets", "Drift during DMT", "Error by age in DMT",
+        "gradient norm", "RNN before DMT",
         "sequence_length: 128", "2.13.0", f"--model {tmp_path}/rnn",
     ):  # fmt: skip
         assert text in page.text, text
-    assert page.tags.count("svg") == 10
+    assert page.tags.count("svg") == 11
 
 
 def test_pictures_have_panels(report: Report, tmp_path: Path) -> None:
     page = render(dataclasses.replace(report, **PICTURES), tmp_path)
-    assert page.tags.count("svg") == 12
+    assert page.tags.count("svg") == 13
     assert page.tags.count("image") == 4
     for text in ("Where memories lie", "What it draws", "completed by the RNN", "the truth"):
         assert text in page.text, text

@@ -66,20 +66,27 @@ def of_tasks(results: dict[str, Result]) -> dict[str, Any]:
                 spread(accuracy),
                 f"{sum(value >= SOLVED for value in accuracy)} of {len(cells)}",
                 None if None in times else f"{fmean(times):.0f} s",
-                spread([cell["teacher"] for cell in cells]) if ours else None,
-                spread([cell["one_step"] for cell in cells]) if method_name == "smt" else None,
+                _spread_of("teacher", cells),
+                _spread_of("told_ahead", cells),
+                _spread_of("one_step", cells),
                 spread([cell["accuracy_4L"] for cell in cells]),
                 None if ours else _at_equal_tokens(cells, smt),
             ]
         )
     head = ["task", "L", "time", "method", "accuracy", "solved"]
-    head += ["after", "teacher", "one step", "at 4L", "at equal tokens"]
+    head += ["after", "teacher", "told ahead", "one step", "at 4L", "at equal tokens"]
     draw("tasks", _task_curves(results))
     return {
         "table": table(head, rows),
         "share": 1 - FINETUNE,
         "seeds": seeds(results),
     }
+
+
+def _spread_of(figure: str, cells: Sequence[Result]) -> str | None:
+    """Return the spread of a figure over the cells that have it, if there are such."""
+    values = [cell[figure] for cell in cells if cell.get(figure) is not None]
+    return spread(values) if values else None
 
 
 def _bits_of_first_seed(cells: Sequence[Result]) -> float:
@@ -165,10 +172,8 @@ def of_pixels(results: dict[str, Result]) -> dict[str, Any]:
         groups.setdefault(name.rpartition("-seed")[0], []).append(result)
     rows: list[list[object]] = []
     for name, cells in groups.items():
-        figures = [
-            spread(values) if (values := [cell[key] for cell in cells if cell.get(key)]) else None
-            for key in ("bits", "teacher_bits", "before_finetune", "drift")
-        ]
+        keys = ("bits", "teacher_bits", "before_finetune", "drift")
+        figures = [_spread_of(key, cells) for key in keys]
         rows.append([name.replace("_", " ").replace("-rate", ", rate "), len(cells), *figures])
     used = max(sum(result["seconds"].values()) for result in results.values())
     scale = round(used / pixels.SECONDS)

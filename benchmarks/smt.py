@@ -17,6 +17,7 @@ from benchmarks.timer import now
 from smt_ray.config import BpttConfig, DmtConfig, ModelConfig, RunConfig, TrainConfig
 from smt_ray.data.reader import Batch, Stream
 from smt_ray.data.windows import Windows
+from smt_ray.evaluation.foresight import foresight
 from smt_ray.evaluation.scores import Drift, Score, compare, score_rollouts
 from smt_ray.model.encoder import Encoder
 from smt_ray.model.rnn import RNN
@@ -213,6 +214,16 @@ def teacher_score(teacher: Teacher, held: Batch) -> Score:
     """Score the encoder's memories through the decoder's first target."""
     readouts = {"teacher": teacher.decoder}
     return compare(teacher.encoder, readouts, {}, parts(held), CPU)[0]["teacher"]
+
+
+@torch.no_grad()
+def told_ahead(teacher: Teacher, held: Batch) -> Score:
+    """Score the decoder on the target after the next: what a memory holds, not what it looks up."""
+    memory = encode(teacher.encoder, held)
+    score = foresight(memory, teacher.decoder, held["inputs"], held["targets"], 2)
+    score.sums = score.sums[:, 1:]
+    score.covered = int(score.sums[2].sum())
+    return score
 
 
 def rnn_score(rnn: RNN, held: Batch) -> Score:

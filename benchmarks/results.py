@@ -172,12 +172,13 @@ def of_pixels(results: dict[str, Result]) -> dict[str, Any]:
         groups.setdefault(name.rpartition("-seed")[0], []).append(result)
     rows: list[list[object]] = []
     for name, cells in groups.items():
-        keys = ("bits", "teacher_bits", "before_finetune", "drift")
+        keys = ("bits", "teacher_bits", "told_ahead", "before_finetune", "drift")
         figures = [_spread_of(key, cells) for key in keys]
         rows.append([name.replace("_", " ").replace("-rate", ", rate "), len(cells), *figures])
     used = max(sum(result["seconds"].values()) for result in results.values())
     scale = round(used / pixels.SECONDS)
-    head = ["method", "seeds", "bits per pixel", "teacher", "before BPTT", "drift (NMSE)"]
+    head = ["method", "seeds", "bits per pixel", "teacher", "told ahead"]
+    head += ["before BPTT", "drift (NMSE)"]
     return {
         "table": table(head, rows),
         "seeds": seeds(results),

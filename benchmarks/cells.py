@@ -149,7 +149,7 @@ def run_cell(cell: Cell) -> Result:
 
 
 def _smt(cell: Cell, config: RunConfig) -> dict[str, Any]:
-    """Train all stages of SMT, then as many steps of the control of DMT, or BPTT."""
+    """Train all stages of SMT, then BPTT, or on the first seed as many steps of DMT's control."""
     for stage in ("teacher", "transition.train", "dmt.train"):
         config = config.override(f"{stage}.seed", cell.seed)
     source = TaskSource(config, cell.seed)
@@ -168,11 +168,11 @@ def _smt(cell: Cell, config: RunConfig) -> dict[str, Any]:
     dmt, outcome = train_dmt(config, source, trained, config.dmt, left, enough=ENOUGH, score=score)
     rnn, stages = dmt.rnn, {**trained.stages, "dmt": outcome}
     before_finetune = one_step = None
-    if cell.method == "smt":
+    if cell.method == "smt" and cell.seed == 0:
         mode = replace(config.dmt, mode="one_step")
         control, _ = train_dmt(config, source, trained, mode, 4 * left, steps=outcome.steps)
         one_step = rnn_score(control.rnn, test).accuracy
-    else:
+    elif cell.method == "smt_finetune":
         before_finetune = rnn_score(rnn, test).accuracy
         used = sum(stage.seconds for stage in stages.values())
         rnn, stages["finetune"] = train_bptt(

@@ -58,7 +58,6 @@ TINY_TASKS: dict[str, dict[str, Any]] = {
         "teacher": {"learning_rate": 5e-3},
     },
     "modular": {"teacher": {"learning_rate": 5e-3}},
-    "parity": {"teacher": {"learning_rate": 5e-3}},
     "stack": {
         # Most of what is popped is popped soon; and so a step costs less: docs/log.md.
         "model": {"decoder_depth": 2},

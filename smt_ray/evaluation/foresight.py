@@ -1,8 +1,9 @@
 """What a memory tells of later targets: the decoder on y_{t+i} from m_t and the inputs in between.
 
-A teacher may tell each next target by looking back to the inputs, without a memory that holds it
-before. An RNN cannot: what m_t does not hold is lost to it. So this bounds the RNN, and the score
-of the teacher's next target does not.
+A teacher may tell each next target by looking back to the inputs, without a memory that held it
+before. An RNN cannot: what m_t does not hold is lost to it. So this is nearer to what an RNN can do
+than the score of the teacher's next target is. It is no bound: a cell may find what the decoder
+does not.
 
 Shapes: B sequences, L sequence, K memory tokens, D width, F horizon.
 """

@@ -154,9 +154,9 @@ def result_panels(report: Report) -> list[Panel]:
         add(
             "What a memory tells of later targets",
             "The teacher's decoder, from one memory and the inputs after it, on the next target, "
-            f"the one after, and so on ({better} is better). The next target may be told by "
-            "looking back; what the teacher's curve loses right of it the memory does not hold, "
-            "and no RNN can carry it on. What lies between the curves the RNN does not follow.",
+            f"the one after, and so on ({better} is better). The next one may be told by looking "
+            "back to the inputs; what the teacher's curve loses after it, the memory does not hold "
+            "or the decoder does not find. What lies between the curves, the RNN has lost.",
             plots.curves_figure(curves, x="targets ahead", y=unit, log_x=False),
         )
     if report.geometry:

@@ -60,8 +60,7 @@ TINY_TASKS: dict[str, dict[str, Any]] = {
     "modular": {"teacher": {"learning_rate": 5e-3}},
     "stack": {
         # Most of what is popped is popped soon; and so a step costs less: docs/log.md.
-        "model": {"decoder_depth": 2},
-        "loss": {"horizon": 8, "timesteps": 16},
+        "loss": {"horizon": 4, "timesteps": 32},
         "teacher": {"learning_rate": 5e-3},
     },
     "keysvalues": {
@@ -131,7 +130,7 @@ def on_text(preset: str, source: str = "stdlib", sequence_length: int | None = N
 def on_task(preset: str, source: str = "task:retrieval", sequence_length: int = 32) -> RunConfig:
     """Return a preset's run on a synthetic task; F = L, for its answers may come late.
 
-    On `tiny`, stack has a shorter one.
+    On `tiny`, stack has a short one.
 
     Raises:
         ValueError: if the source is no task, or there is none of that name.

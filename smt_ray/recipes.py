@@ -57,7 +57,6 @@ TINY_TASKS: dict[str, dict[str, Any]] = {
         "loss": {"timesteps": 8, "dynamics_below": 2.0},
         "teacher": {"learning_rate": 5e-3},
     },
-    "modular": {"teacher": {"learning_rate": 5e-3}},
     "stack": {
         # Most of what is popped is popped soon; and so a step costs less: docs/log.md.
         "loss": {"horizon": 4, "timesteps": 32},

@@ -68,7 +68,7 @@ def of_tasks(results: dict[str, Result]) -> dict[str, Any]:
                 None if None in times else f"{fmean(times):.0f} s",
                 _spread_of("teacher", cells),
                 _spread_of("told_ahead", cells),
-                _spread_of("one_step", cells),
+                _spread_of("one_step", cells) if method_name == "smt" else None,
                 spread([cell["accuracy_4L"] for cell in cells]),
                 None if ours else _at_equal_tokens(cells, smt),
             ]

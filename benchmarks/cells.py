@@ -212,7 +212,10 @@ def _solved_after(stages: dict[str, Outcome]) -> float | None:
 
 def _bptt(cell: Cell, config: RunConfig) -> dict[str, Any]:
     """Train the same cell and readout by unrolling."""
-    model = replace(config.model, cell="lstm") if cell.method == "lstm" else config.model
+    model = config.model
+    if cell.method == "lstm":  # it has gates of its own, and halves its tokens: one more if odd
+        even = model.memory_tokens + model.memory_tokens % 2
+        model = replace(model, cell="lstm", write_gate=False, memory_tokens=even)
     growing = cell.seconds if cell.method == "bptt_curriculum" else 0.0
     source = TaskSource(config, cell.seed, growing)
     validation, test = source.held_out("validation"), source.held_out("test")

@@ -1,8 +1,8 @@
 """What a memory tells of later targets: the decoder on y_{t+i} from m_t and the inputs in between.
 
 A teacher may tell each next target by looking back to the inputs, without a memory that held it
-before. An RNN cannot: what m_t does not hold is lost to it. This shows what m_t is known to hold. It
-is no bound: a cell may find what the decoder does not.
+before. An RNN cannot: what m_t does not hold is lost to it. This shows what m_t is known to hold.
+It is no bound: a cell may find what the decoder does not.
 
 Shapes: B sequences, L sequence, K memory tokens, D width, F horizon.
 """

@@ -44,6 +44,11 @@ def test_methods_that_unroll_take_the_same_seconds(method):
     assert result["tokens"] > 0
 
 
+def test_an_lstm_takes_a_task_of_gated_and_odd_tokens():
+    result = run_cell(Cell("keysvalues", 32, "lstm", 0, 1e-3, SECONDS))
+    assert 0 <= result["accuracy"] <= 1
+
+
 def test_of_the_rates_that_were_measured_the_fewest_bits_count(tmp_path):
     best = partial(best_rate, "copy", 8, "bptt", tmp_path)
     assert best() == RATES[0]

@@ -75,7 +75,7 @@ def of_tasks(results: dict[str, Result]) -> dict[str, Any]:
         )
     head = ["task", "L", "time", "method", "accuracy", "solved"]
     head += ["after", "teacher", "told ahead", "one step", "at 4L", "at equal tokens"]
-    draw("tasks", _task_curves(results))
+    draw("tasks", _task_curves(results), ylim=(0, 1.02))
     return {
         "table": table(head, rows),
         "share": 1 - FINETUNE,
@@ -145,6 +145,13 @@ def of_method(results: dict[str, Result]) -> dict[str, Any]:
         [f"L = {length}", *(found.get(f"{kind}_bits_L{length}") for kind in kinds)]
         for length in lengths
     ]
+    curves = {
+        key: [(length, found[f"{kind}_bits_L{length}"]) for length in lengths]
+        for key, kind in {"rnn": "smt", "bptt": "bptt"}.items()
+        if all(f"{kind}_bits_L{length}" in found for length in lengths)
+    }
+    curves["teacher"] = [(length, results[f"smt_L{length}"]["teacher_bits"]) for length in lengths]
+    draw("lengths", {"bits per byte against L": curves}, xticks=lengths)
     rates = [
         [name.rpartition("-")[0], f"{result['rate']:g}", result["bits"], result["steps"]]
         for name, result in results.items()
@@ -206,19 +213,23 @@ def seeds(results: dict[str, Result]) -> int:
     return len({name.rpartition("-seed")[2] for name in results})
 
 
-def draw(name: str, panels: Mapping[str, Mapping[str, Sequence[Sequence[float]]]]) -> None:
+def draw(
+    name: str, panels: Mapping[str, Mapping[str, Sequence[Sequence[float]]]], **axes_settings: Any
+) -> None:
     """Draw a panel for each group of curves, to `docs/results/NAME.png`."""
-    rows = -(-len(panels) // 3)
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
     with rc_context(STYLE):
-        figure = new_figure(2.0 * rows)
-        figure.set_size_inches(8.4, 2.0 * rows)
+        figure = new_figure(2.2 * rows)
+        figure.set_figwidth(max(4.2, 2.8 * columns))
         for place, (title, curves) in enumerate(panels.items(), start=1):
-            axes = figure.add_subplot(rows, 3, place, title=title, ylim=(0, 1.02))
+            axes = figure.add_subplot(rows, columns, place, title=title)
             for key, curve in curves.items():
                 if curve:
                     series, (x, y) = SERIES[key], zip(*curve, strict=True)
                     style = {"color": series.color, "linestyle": series.dashes}
                     axes.plot(x, y, label=series.label, linewidth=series.width, **style)
+            axes.set(**axes_settings)
             if place == 1:
                 axes.legend(frameon=False)
         figure.savefig(DOCS / "results" / f"{name}.png", dpi=120, facecolor="white")

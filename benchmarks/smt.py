@@ -162,7 +162,9 @@ def train_dmt(
     objective.teacher_readout.load_state_dict(trained.teacher.decoder.state_dict())
     stream: Stream = Stored(trained.labels)
     if dmt.mode == "parallel":
-        stream = Windows(stream, factor=dmt.windows, visits=dmt.visits, seed=dmt.train.seed)
+        stream = Windows(
+            stream, factor=dmt.windows, visits=dmt.visits, depth=dmt.depth, seed=dmt.train.seed
+        )
     outcome = train(
         objective,
         dmt.train,

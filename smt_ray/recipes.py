@@ -27,7 +27,7 @@ TINY_TASK: dict[str, Any] = {
     "loss": {
         "dynamics": 1.0,
         "dense_dynamics": True,
-        "whiten_dynamics": True,
+        "whiten_dynamics": "slots",
         "dynamics_below": 0.5,  # chance is 0.69 (parity) to 2.77
     },
     "teacher": {
@@ -84,7 +84,7 @@ TINY_TASKS: dict[str, dict[str, Any]] = {
 
 TINY_PIXELS: dict[str, Any] = {
     "model": {"clock": True, "trunk_reach": 3},  # a clock tells where in a row a pixel lies
-    "loss": {"dynamics": 1.0, "whiten_dynamics": True},
+    "loss": {"dynamics": 1.0, "whiten_dynamics": "directions"},
     "teacher": {"steps": 2000, "validate_every": 250},
     "transition": {"train": {"steps": 500}},
     "dmt": {

@@ -122,7 +122,7 @@ class RunConfig:
         rule = "needs the memories of all timesteps; give --loss.dense as well"
         both = self.loss.dense or not self.loss.dense_dynamics
         require(both, "loss.dense-dynamics", self.loss.dense_dynamics, rule)
-        if self.loss.whiten_dynamics:
+        if self.loss.whiten_dynamics == "slots":
             runtime, batch = self.runtime, self.teacher.global_batch
             alone = runtime.rows(self.teacher, runtime.workers) == 1
             rule = (
@@ -130,7 +130,7 @@ class RunConfig:
                 f"runtime.workers={runtime.workers} with runtime.micro-batch={runtime.micro_batch} "
                 "gives one; change one of them"
             )
-            require(not alone, "loss.whiten-dynamics", True, rule)
+            require(not alone, "loss.whiten-dynamics", "slots", rule)
         for stage, train in self.stages().items():
             train.check(stage)
             rule = (

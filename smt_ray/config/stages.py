@@ -24,10 +24,11 @@ class LossConfig:
     """Also decode the next target alone (F = 1) at every timestep."""
     dense_dynamics: bool = False
     """Take Eq. 3 over all timesteps, not over the S sampled ones."""
-    whiten_dynamics: bool = False
-    """Divide Eq. 3 by the variance of each memory slot over the sequences of a forward (best with
-    `dense_dynamics`: sampled timesteps differ by sequence), so that a collapse of the memory does
-    not lower it."""
+    whiten_dynamics: Literal["no", "slots", "directions"] = "no"
+    """Divide Eq. 3 by what varies among the memories of a forward, so that a collapse does not
+    lower it. `slots`: by the variance of each memory slot over sequences (best with
+    `dense_dynamics`: sampled timesteps differ by sequence); `directions`: by the covariance of each
+    slot, so that what tells the future counts however little the memory varies with it."""
     dynamics_below: float = 0.0
     """Nats a target: the gradient of Eq. 3 reaches the encoder only through sequences that Eq. 2
     decodes better than this, the more the better they are; 0: through all of them, whole."""
@@ -100,6 +101,9 @@ class DmtConfig:
     """Mean number of visits before a window is replaced by a fresh one."""
     windows: int = 8
     """Windows in flight for each sequence of a batch (P / B)."""
+    depth: int = 1
+    """Timesteps by which a visit rolls all parts of a window on, one after the other (`parallel`).
+    States reach an age of `visits` * `depth`; sequences much longer than that need more than 1."""
     dynamics: float = 10.0
     """Weight of the memory's squared error."""
     readout: float = 1.0
@@ -107,7 +111,7 @@ class DmtConfig:
 
     def __post_init__(self) -> None:
         """Check every field."""
-        at_least(1, "dmt", self, "visits", "windows")
+        at_least(1, "dmt", self, "visits", "windows", "depth")
         at_least(0, "dmt", self, "dynamics", "readout")
 
 

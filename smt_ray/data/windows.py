@@ -14,7 +14,14 @@ class Windows(Stream):
     """P windows visited round robin, B at a time; a visited one may retire for a fresh one."""
 
     def __init__(
-        self, fresh: Stream, *, factor: int, visits: float, seed: int, saved: Batch | None = None
+        self,
+        fresh: Stream,
+        *,
+        factor: int,
+        visits: float,
+        depth: int,
+        seed: int,
+        saved: Batch | None = None,
     ) -> None:
         """Fill the pool from `fresh`, or from a `saved` state.
 
@@ -22,10 +29,12 @@ class Windows(Stream):
             fresh: batches of B labelled sequences.
             factor: P / B.
             visits: mean number of visits of a window; it retires at age L at the latest.
+            depth: timesteps that a visit adds to the age of a window.
             seed: seed of the retirements.
             saved: an earlier `state()`, or parts of several ranks' states.
         """
-        self.fresh, self.factor, self.visits, self.seed = fresh, factor, visits, seed
+        self.fresh, self.factor, self.seed = fresh, factor, seed
+        self.visits, self.depth = visits, depth
         self._held: tuple[int, Batch] = (-1, {})
         if saved is None:
             batches = [_admitted(fresh.batch(step)) for step in range(factor)]
@@ -43,7 +52,7 @@ class Windows(Stream):
         """Store the states (B, L, K, D) that the visit of `step` reached, and retire windows."""
         turn = self._turn(step)
         self.pool["state"][turn] = state.to(self.pool["state"])
-        self.pool["age"][turn] += 1
+        self.pool["age"][turn] += self.depth
         chance = hashed(self.seed, step, self.pool["sequence_id"][turn]).double() / 2.0**62
         old = self.pool["age"][turn] >= self.pool["inputs"].shape[1]
         retired = (chance < 1 / self.visits) | old

@@ -172,6 +172,7 @@ class DmtProgram(_OnLabels):
             fresh,
             factor=dmt.windows,
             visits=dmt.visits,
+            depth=dmt.depth,
             seed=self.train.seed,
             saved=_share(saved, rank, world, dmt.windows),
         )

@@ -5,13 +5,14 @@ states of the rollout at once: the gradient of the paper's loop. Mode `one_step`
 steps from the teacher's memories. In mode `parallel` each window carries input states s_t (s_0 = 0,
 s_t = m_{t-1} when it is admitted). One visit advances all of them at once, p_t = f(s_t, x_t), and
 s_{t+1} becomes p_t without its gradient: depth 1 instead of L, and a state of age a is an a-step
-rollout from a label (Data as Demonstrator; Jacobi iteration). Shapes: B windows, L timesteps,
-K memory tokens, D width.
+rollout from a label (Data as Demonstrator; Jacobi iteration). With a `depth` above 1 a visit first
+rolls every `depth`-th state on to the next of them, all at once and without a gradient, so that
+ages grow by `depth` (multiple shooting). Shapes: B windows, L timesteps, K memory tokens, D width.
 """
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from smt_ray.config import DmtConfig, ModelConfig
@@ -69,7 +70,7 @@ class Dmt(Objective):
     def states(self, batch: Batch) -> Float[Tensor, "B L K D"]:
         """Return the memories that the RNN updates: m_{-1}..m_{L-2} of what the mode says."""
         if self.dmt.mode == "parallel":
-            return batch["state"].float()
+            return self._advanced(batch["state"].float(), batch["inputs"])
         if self.dmt.mode == "one_step":
             return previous(batch["memory"].float())
         with torch.no_grad():
@@ -77,8 +78,29 @@ class Dmt(Objective):
 
     def _own_states(self, batch: Batch) -> Float[Tensor, "B L K D"]:
         """Return the memories before each input in a rollout from the empty memory."""
-        rolled = self.rnn.rollout(batch["inputs"][:, :-1]).float()
-        return F.pad(rolled, (0, 0, 0, 0, 1, 0))
+        inputs = batch["inputs"]
+        return self._rolled(self.rnn.initial(len(inputs)), inputs)
+
+    @torch.no_grad()
+    def _advanced(
+        self, state: Float[Tensor, "B L K D"], inputs: Int[Tensor, "B L"]
+    ) -> Float[Tensor, "B L K D"]:
+        """Roll on from every `depth`-th state, all of them at once, up to the next of them."""
+        depth, (batch, length) = self.dmt.depth, inputs.shape
+        starts = state[:, ::depth]
+        parts = F.pad(inputs, (0, -length % depth)).view(-1, depth)
+        return self._rolled(starts.flatten(0, 1), parts).unflatten(0, (batch, -1)).flatten(1, 2)[
+            :, :length
+        ]
+
+    def _rolled(
+        self, memory: Float[Tensor, "N K D"], inputs: Int[Tensor, "N T"]
+    ) -> Float[Tensor, "N T K D"]:
+        """Return the memories before each input, from the one before the first."""
+        states = [memory]
+        for token in inputs[:, :-1].unbind(1):
+            states.append(self.rnn.step(states[-1], token).float())
+        return torch.stack(states, dim=1)
 
     def validate(self, batch: Batch) -> dict[str, Tensor]:
         """Return cross-entropy in nats, squared error and NMSE of a true rollout."""
@@ -95,16 +117,19 @@ class Dmt(Objective):
     def probe(self, batch: Batch) -> dict[str, Tensor]:
         """Return NMSE of the states in flight by their age, and how stale they are.
 
-        The state s_t of a window of age a is of age min(a, t); `drift/age_004` is about ages 4..7.
+        The state s_t of a window of age a is of age min(a, t), where t is a multiple of `depth`; no
+        other state is read again. `drift/age_004` is about ages 4..7.
         With a >= t it comes all the way from the empty memory, so that it lacks only the updates of
         the weights since then: staleness compares it to a rollout under the weights of now.
         """
-        state, label = batch["state"].float(), previous(batch["memory"].float())
-        timesteps = torch.arange(state.shape[1], device=state.device)
+        kept = slice(None, None, self.dmt.depth)
+        state, label = batch["state"].float()[:, kept], previous(batch["memory"].float())[:, kept]
+        length = batch["inputs"].shape[1]
+        timesteps = torch.arange(length, device=state.device)[kept]
         age = torch.minimum(batch["age"][:, None], timesteps)
         whole = (age == timesteps) & (age > 0)
-        figures = {"drift/staleness": _nmse(state, label, whole, self._own_states(batch))}
-        for power in range((state.shape[1] - 1).bit_length()):
+        figures = {"drift/staleness": _nmse(state, label, whole, self._own_states(batch)[:, kept])}
+        for power in range((length - 1).bit_length()):
             least = 1 << power
             among = (age >= least) & (age < 2 * least)
             figures[f"drift/age_{least:03d}"] = _nmse(state, label, among)

@@ -12,6 +12,8 @@ PAIRS = 512
 """Pairs compared by the uniformity loss."""
 VARIANCE_FLOOR = 0.01
 """Added to the variance by which dynamics are divided; that of a normalised memory is <= 1."""
+COVARIANCE_FLOOR = 0.001
+"""Added to the variance of every direction in which dynamics are whitened."""
 
 
 def squared_error(
@@ -34,6 +36,31 @@ def spread(memory: Float[Tensor, "M T K D"]) -> Float[Tensor, "K 1"]:
     """
     variance = memory.float().var(0).mean((0, -1))
     return (variance[:, None] + VARIANCE_FLOOR).sqrt()
+
+
+def whitener(memory: Float[Tensor, "M T K D"]) -> Float[Tensor, "K D D"]:
+    """Return the Cholesky factor of each slot's covariance over all M * T memories, with a floor.
+
+    As in `spread` the gradient counts, so that no direction gains by varying less.
+    """
+    slots = memory.float().flatten(0, 1).transpose(0, 1)
+    centred = slots - slots.mean(1, keepdim=True)
+    covariance = centred.mT @ centred / slots.shape[1]
+    floor = COVARIANCE_FLOOR * torch.eye(slots.shape[2], device=memory.device)
+    return torch.linalg.cholesky(covariance + floor)
+
+
+def whiten(
+    memory: Float[Tensor, "*rows K D"], factor: Float[Tensor, "K D D"]
+) -> Float[Tensor, "*rows K D"]:
+    """Return memories in coordinates in which all directions of a slot vary alike.
+
+    Args:
+        memory: memories, or differences of such.
+        factor: what `whitener` returns.
+    """
+    slots = memory.float().flatten(0, -3).permute(1, 2, 0)
+    return torch.linalg.solve_triangular(factor, slots, upper=False).permute(2, 0, 1).view_as(memory)
 
 
 def uniformity(

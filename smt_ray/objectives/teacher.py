@@ -11,7 +11,14 @@ from smt_ray.config import LossConfig, ModelConfig
 from smt_ray.model.cells import build_cell
 from smt_ray.model.decoder import Decoder
 from smt_ray.model.encoder import build_encoder
-from smt_ray.objectives.losses import PAIRS, spread, squared_error, uniformity
+from smt_ray.objectives.losses import (
+    PAIRS,
+    spread,
+    squared_error,
+    uniformity,
+    whiten,
+    whitener,
+)
 from smt_ray.objectives.objective import (
     IGNORED,
     Batch,
@@ -116,9 +123,13 @@ class Teacher(Objective):
         if not config.dense_dynamics:
             arriving = torch.cat((inputs[:, :1], inputs.gather(1, timesteps[:, :-1] + 1)), dim=1)
         predicted = apply_cell(self.cell, before, arriving)
-        unit = spread(label) if config.whiten_dynamics else 1.0
-        numbers = torch.tensor(float(label.numel()))
-        dyn = squared_error(predicted / unit, label / unit, numbers)
+        if config.whiten_dynamics == "slots":
+            unit = spread(label)
+            predicted, label = predicted / unit, label / unit
+        elif config.whiten_dynamics == "directions":
+            factor = whitener(memory)
+            predicted, label = whiten(predicted, factor), whiten(label, factor)
+        dyn = squared_error(predicted, label, torch.tensor(float(label.numel())))
 
         pairs = torch.arange(4 * PAIRS, device=inputs.device).view(4, PAIRS)
         draws = hashed(self.seed, batch["step"], batch["sequence_id"][0], pairs)

@@ -65,6 +65,39 @@ def test_sequential_has_the_gradient_of_the_loop_that_detaches_every_step():
     assert not others
 
 
+def test_a_depth_of_L_is_the_sequential_mode():
+    batch = make_batch()
+    deep, sequential = dmt(depth=L), dmt(mode="sequential")
+    found = deep({**batch, "state": previous(batch["memory"])})
+    expected = sequential(batch)
+    torch.testing.assert_close(found.pop("carry"), previous(deep.rnn.rollout(batch["inputs"])))
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_a_visit_rolls_on_for_depth_timesteps_from_every_state_kept(depth):
+    model = dmt(depth=depth).requires_grad_(False)
+    batch = make_batch()
+    exact = {**batch, "memory": batch["memory"].float()}
+    windows = Windows(Repeated(exact), factor=1, visits=1e12, depth=depth, seed=0)
+    for step in range(2):
+        found = model(windows.batch(step))
+        states = []
+        for t in range(L):  # from the label as many timesteps back as all visits have rolled
+            start = max(t // depth - step, 0) * depth
+            memory = exact["memory"][:, start - 1] if start else torch.zeros(B, K, D)
+            for token in batch["inputs"][:, start:t].T:
+                memory = model.rnn.cell(memory, token)
+            states.append(memory)
+        predicted = apply_cell(model.rnn.cell, torch.stack(states, 1), batch["inputs"])
+        dyn = (predicted - exact["memory"]).square().mean()
+        torch.testing.assert_close(found["loss/dyn"], dyn, atol=1e-5, rtol=1e-4)
+        windows.carry(step, found["carry"])
+        assert windows.probe()["age"].eq((step + 1) * depth).all()
+    probed = model.probe(windows.probe())
+    assert ratio(probed["drift/staleness"]) < 1e-9
+
+
 def test_one_step_is_the_transition_loss_and_the_readouts_of_its_predictions():
     model, batch = dmt(mode="one_step"), make_batch()
     transition = Transition(MODEL, VOCABULARY)
@@ -141,7 +174,7 @@ def test_windows_are_stale_by_the_change_of_the_weights_alone():
     model = dmt().requires_grad_(False)
     batch = make_batch()
     exact = {**batch, "memory": batch["memory"].float()}
-    windows = Windows(Repeated(exact), factor=2, visits=1e12, seed=0)
+    windows = Windows(Repeated(exact), factor=2, visits=1e12, depth=1, seed=0)
     assert model.probe(windows.probe())["drift/staleness"].tolist() == [0, 0]  # nothing to compare
     for step in range(8):
         windows.carry(step, model(windows.batch(step))["carry"])

@@ -6,7 +6,16 @@ import statistics
 import pytest
 import torch
 
-from smt_ray.objectives.losses import PAIRS, VARIANCE_FLOOR, spread, squared_error, uniformity
+from smt_ray.objectives.losses import (
+    COVARIANCE_FLOOR,
+    PAIRS,
+    VARIANCE_FLOOR,
+    spread,
+    squared_error,
+    uniformity,
+    whiten,
+    whitener,
+)
 from smt_ray.objectives.objective import hashed, mean_over, target_nats, valid_targets
 
 M, K, D = 6, 3, 4
@@ -45,6 +54,19 @@ def test_an_error_relative_to_the_spread_gains_nothing_from_a_smaller_memory():
     whitened, plain = gain(spread(memory[:, None] * size)), gain(torch.ones(K, 1))
     assert (plain > 0.5).all()
     assert (whitened.abs() < 0.05 * plain).all()
+
+
+def test_whitened_directions_vary_alike_however_little_they_did():
+    scale = torch.tensor([3.0, 1.0, 0.3, 0.1])
+    memory = torch.randn(50, 20, K, D) * scale @ torch.randn(D, D) / D**0.5
+    factor = whitener(memory)
+    own = whiten(memory, factor)
+    assert own.shape == memory.shape
+    for slot in range(K):
+        covariance = torch.cov(own[:, :, slot].flatten(0, 1).T, correction=0)
+        inverse = torch.linalg.inv(factor[slot])
+        floor = COVARIANCE_FLOOR * inverse @ inverse.T
+        torch.testing.assert_close(covariance + floor, torch.eye(D), atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("per_slot", [False, True])

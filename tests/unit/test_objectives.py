@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from smt_ray.config import DmtConfig, LossConfig
 from smt_ray.objectives.dmt import Dmt
-from smt_ray.objectives.losses import PAIRS, VARIANCE_FLOOR, uniformity
+from smt_ray.objectives.losses import PAIRS, COVARIANCE_FLOOR, VARIANCE_FLOOR, uniformity
 from smt_ray.objectives.objective import hashed, previous
 from smt_ray.objectives.teacher import Teacher
 from smt_ray.objectives.transition import Transition
@@ -135,8 +135,11 @@ def test_detached_dynamics_leave_the_encoder_alone(detach):
     assert (moved(model.encoder) == 0) == detach
 
 
-def test_whitened_dynamics_are_relative_to_the_spread_of_their_labels():
-    plain, whitened = teacher(timesteps=6), teacher(timesteps=6, whiten_dynamics=True)
+def test_whitened_dynamics_are_relative_to_what_varies_in_a_slot_or_in_each_of_its_directions():
+    plain = teacher(timesteps=6)
+    slots, directions = (
+        teacher(timesteps=6, whiten_dynamics=kind) for kind in ("slots", "directions")
+    )
     batch = make_batch()
     before, label = [], []
     memory, timesteps = plain.encoder(batch["inputs"]), plain.timesteps(batch)[:, :-1]
@@ -149,7 +152,14 @@ def test_whitened_dynamics_are_relative_to_the_spread_of_their_labels():
     error = plain.cell(torch.stack(before), torch.stack(tokens)) - torch.stack(label)
     spread = torch.stack(label).view(B, -1, K, D).var(0).mean((0, -1))
     expected = (error.square().mean((0, 2)) / (spread + VARIANCE_FLOOR)).mean()
-    torch.testing.assert_close(whitened(batch)["loss/dyn"], expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(slots(batch)["loss/dyn"], expected, atol=1e-5, rtol=1e-5)
+    squares = []
+    for slot in range(K):
+        columns = memory[:, :, slot].flatten(0, 1)
+        covariance = torch.cov(columns.T, correction=0) + COVARIANCE_FLOOR * torch.eye(D)
+        squares.append((error[:, slot] @ covariance.inverse() * error[:, slot]).mean())
+    found = directions(batch)["loss/dyn"]
+    torch.testing.assert_close(found, torch.stack(squares).mean(), atol=1e-4, rtol=1e-4)
     assert not torch.isclose(plain(batch)["loss/dyn"], expected, rtol=0.01)
 
 

@@ -39,7 +39,7 @@ CELL = random_weights(build_cell(MODEL, VOCABULARY)).requires_grad_(False)
 
 
 def pool(fresh, visits=3.0, saved=None):
-    return Windows(fresh, factor=FACTOR, visits=visits, seed=0, saved=saved)
+    return Windows(fresh, factor=FACTOR, visits=visits, depth=1, seed=0, saved=saved)
 
 
 def visit(windows, step):
@@ -90,7 +90,8 @@ def test_windows_take_turns_and_the_fresh_ones_come_in_order():
 
 @pytest.mark.parametrize("visits", [2.0, 12.0])
 def test_a_visit_is_the_last_by_a_chance_of_one_in_visits(visits):
-    windows = Windows(Labels(size=64, length=200, shape=(1, 1)), factor=2, visits=visits, seed=0)
+    labels = Labels(size=64, length=200, shape=(1, 1))
+    windows = Windows(labels, factor=2, visits=visits, depth=1, seed=0)
     state, taken = torch.zeros(64, 200, 1, 1), windows.state()["taken"].item()
     for step in range(200):
         windows.carry(step, state)

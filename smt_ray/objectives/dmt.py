@@ -89,9 +89,11 @@ class Dmt(Objective):
         depth, (batch, length) = self.dmt.depth, inputs.shape
         starts = state[:, ::depth]
         parts = F.pad(inputs, (0, -length % depth)).view(-1, depth)
-        return self._rolled(starts.flatten(0, 1), parts).unflatten(0, (batch, -1)).flatten(1, 2)[
-            :, :length
-        ]
+        return (
+            self._rolled(starts.flatten(0, 1), parts)
+            .unflatten(0, (batch, -1))
+            .flatten(1, 2)[:, :length]
+        )
 
     def _rolled(
         self, memory: Float[Tensor, "N K D"], inputs: Int[Tensor, "N T"]

@@ -60,7 +60,9 @@ def whiten(
         factor: what `whitener` returns.
     """
     slots = memory.float().flatten(0, -3).permute(1, 2, 0)
-    return torch.linalg.solve_triangular(factor, slots, upper=False).permute(2, 0, 1).view_as(memory)
+    return (
+        torch.linalg.solve_triangular(factor, slots, upper=False).permute(2, 0, 1).view_as(memory)
+    )
 
 
 def uniformity(

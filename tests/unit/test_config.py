@@ -80,7 +80,9 @@ def test_an_unknown_field_names_the_nearest(key, message):
 
 
 def test_whitening_needs_sequences_to_compare():
-    runs = RunConfig().update({"loss": {"whiten_dynamics": "slots"}, "teacher": {"global_batch": 4}})
+    runs = RunConfig().update(
+        {"loss": {"whiten_dynamics": "slots"}, "teacher": {"global_batch": 4}}
+    )
     assert runs.runtime.rows(runs.teacher, 2) == 2
     message = (
         "loss.whiten-dynamics=slots: needs two sequences in a forward, teacher.global-batch=4 over "

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from smt_ray.config import DmtConfig, LossConfig
 from smt_ray.objectives.dmt import Dmt
-from smt_ray.objectives.losses import PAIRS, COVARIANCE_FLOOR, VARIANCE_FLOOR, uniformity
+from smt_ray.objectives.losses import COVARIANCE_FLOOR, PAIRS, VARIANCE_FLOOR, uniformity
 from smt_ray.objectives.objective import hashed, previous
 from smt_ray.objectives.teacher import Teacher
 from smt_ray.objectives.transition import Transition

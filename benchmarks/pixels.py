@@ -38,7 +38,7 @@ from smt_ray.recipes import on_pixels
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "pixels"
 SECONDS = 300.0
 RATES = (8e-3, 4e-3, 2e-3, 1e-3)
-SHARES = Shares(teacher=0.5, labels=0.1, transition=0.15)
+SHARES = Shares(teacher=0.5, labels=0.1, transition=0.05)
 SCORES = 30
 """Scores on validation images within the time of a training: they are what it may end with."""
 

@@ -6,6 +6,7 @@ attention counts as full attention, and a backward pass as two forward passes. R
 nothing.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -99,8 +100,8 @@ def sequence_flops(config: RunConfig, vocabulary: int) -> dict[str, float]:
         # The teacher's readout is trained beside the RNN's.
         "dmt": whole * (rolled + readout),
     }
-    if config.dmt.mode == "sequential":
-        flops["dmt"] += (length - 1) * count.cell
+    depth = {"one_step": 1, "parallel": config.dmt.depth, "sequential": length}[config.dmt.mode]
+    flops["dmt"] += math.ceil(length / depth) * (depth - 1) * count.cell
     unrolled: dict[str, BpttConfig] = {"finetune": config.finetune, "bptt": config.bptt}
     return flops | {name: whole * rolled for name, stage in unrolled.items() if stage.enabled}
 
@@ -123,4 +124,9 @@ def _teacher(config: RunConfig, count: Networks) -> float:
     loss, length = config.loss, config.data.sequence_length
     pairs = length if loss.dense_dynamics else loss.timesteps
     dense = length * count.readout if loss.dense else 0
-    return count.taught + loss.timesteps * count.decoder + pairs * count.teacher_cell + dense
+    covariance = 0.0
+    if loss.whiten_dynamics == "directions":
+        memories = length if loss.dense else loss.timesteps
+        covariance = 2.0 * memories * config.model.memory_tokens * config.model.width**2
+    decoded = loss.timesteps * count.decoder + dense
+    return count.taught + decoded + pairs * count.teacher_cell + covariance

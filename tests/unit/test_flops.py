@@ -39,6 +39,10 @@ CASES = {
     "teacher with a clock": (CONFIG.override("model.clock", True), teacher),
     "teacher of sampled memories": (SPARSE, teacher),
     "teacher of all pairs": (CONFIG.override("loss.dense_dynamics", True), teacher),
+    "teacher of whitened directions": (
+        CONFIG.override("loss.whiten_dynamics", "directions"),
+        teacher,
+    ),
     "teacher of the paper": (PAPERS, teacher),
     "transition": (CONFIG, lambda config: Transition(config.rnn_model, V)),
     "transition of an mlp": (
@@ -47,6 +51,10 @@ CASES = {
     ),
     "dmt": (CONFIG, lambda config: Dmt(config.rnn_model, config.dmt, V)),
     "dmt sequential": (ROLLED, lambda config: Dmt(config.rnn_model, config.dmt, V)),
+    "dmt of a depth": (
+        CONFIG.override("dmt.depth", 5),
+        lambda config: Dmt(config.rnn_model, config.dmt, V),
+    ),
     "bptt": (CONFIG, lambda config: Bptt(config.rnn_model, config.bptt, V)),
 }
 

@@ -35,6 +35,7 @@ def tiny() -> RunConfig:
             decoder_depth=1,
             cell_depth=2,
         ),
+        loss=LossConfig(whiten_dynamics="directions"),
         teacher=TrainConfig(
             steps=1800,
             global_batch=8,

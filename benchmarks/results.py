@@ -145,13 +145,13 @@ def of_method(results: dict[str, Result]) -> dict[str, Any]:
         [f"L = {length}", *(found.get(f"{kind}_bits_L{length}") for kind in kinds)]
         for length in lengths
     ]
-    curves = {
-        key: [(length, found[f"{kind}_bits_L{length}"]) for length in lengths]
-        for key, kind in {"rnn": "smt", "bptt": "bptt"}.items()
-        if all(f"{kind}_bits_L{length}" in found for length in lengths)
-    }
-    curves["teacher"] = [(length, results[f"smt_L{length}"]["teacher_bits"]) for length in lengths]
-    draw("lengths", {"bits per byte against L": curves}, xticks=lengths)
+    drawn = all(f"bptt_bits_L{length}" in found for length in lengths)
+    if drawn:  # the full run: in the quick one times differ, and BPTT is not at all lengths
+        curves = {
+            key: [(length, found[f"{kind}_bits_L{length}"]) for length in lengths]
+            for key, kind in {"rnn": "smt", "bptt": "bptt"}.items()
+        }
+        draw("lengths", {"bits per byte against L": curves}, xticks=lengths)
     rates = [
         [name.rpartition("-")[0], f"{result['rate']:g}", result["bits"], result["steps"]]
         for name, result in results.items()
@@ -159,6 +159,7 @@ def of_method(results: dict[str, Result]) -> dict[str, Any]:
     ]
     return {
         "figures": found,
+        "drawn": drawn,
         "speed": " to ".join(
             f"{pick(r['speed'] for r in results.values()):.0f}" for pick in (min, max)
         ),

@@ -73,15 +73,13 @@ class Dmt(Objective):
             return self._advanced(batch["state"].float(), batch["inputs"])
         if self.dmt.mode == "one_step":
             return previous(batch["memory"].float())
-        with torch.no_grad():
-            return self._own_states(batch)
+        return self._own_states(batch)
 
     def _own_states(self, batch: Batch) -> Float[Tensor, "B L K D"]:
         """Return the memories before each input in a rollout from the empty memory."""
         inputs = batch["inputs"]
         return self._rolled(self.rnn.initial(len(inputs)), inputs)
 
-    @torch.no_grad()
     def _advanced(
         self, state: Float[Tensor, "B L K D"], inputs: Int[Tensor, "B L"]
     ) -> Float[Tensor, "B L K D"]:
@@ -89,16 +87,14 @@ class Dmt(Objective):
         depth, (batch, length) = self.dmt.depth, inputs.shape
         starts = state[:, ::depth]
         parts = F.pad(inputs, (0, -length % depth)).view(-1, depth)
-        return (
-            self._rolled(starts.flatten(0, 1), parts)
-            .unflatten(0, (batch, -1))
-            .flatten(1, 2)[:, :length]
-        )
+        rolled = self._rolled(starts.flatten(0, 1), parts)
+        return rolled.unflatten(0, (batch, -1)).flatten(1, 2)[:, :length]
 
+    @torch.no_grad()
     def _rolled(
         self, memory: Float[Tensor, "N K D"], inputs: Int[Tensor, "N T"]
     ) -> Float[Tensor, "N T K D"]:
-        """Return the memories before each input, from the one before the first."""
+        """Return the memories before each input, without a gradient: `memory` and its rollout."""
         states = [memory]
         for token in inputs[:, :-1].unbind(1):
             states.append(self.rnn.step(states[-1], token).float())
@@ -120,9 +116,9 @@ class Dmt(Objective):
         """Return NMSE of the states in flight by their age, and how stale they are.
 
         The state s_t of a window of age a is of age min(a, t), where t is a multiple of `depth`; no
-        other state is read again. `drift/age_004` is about ages 4..7.
-        With a >= t it comes all the way from the empty memory, so that it lacks only the updates of
-        the weights since then: staleness compares it to a rollout under the weights of now.
+        other state is read again. `drift/age_004` is about ages 4..7. With a >= t it
+        comes all the way from the empty memory, so that it lacks only the updates of the weights
+        since then: staleness compares it to a rollout under the weights of now.
         """
         kept = slice(None, None, self.dmt.depth)
         state, label = batch["state"].float()[:, kept], previous(batch["memory"].float())[:, kept]

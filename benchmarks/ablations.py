@@ -43,13 +43,13 @@ CHANGES: dict[str, dict[str, Any]] = {
     "detached-dynamics": {"loss.detach_dynamics": True},
     "dense-dynamics": {"loss.dense_dynamics": True},
     "whitened-slots": {"loss.whiten_dynamics": "slots"},
-    "not-whitened": {"loss.whiten_dynamics": "no"},
+    "not-whitened": {"loss.whiten_dynamics": "none"},
     "no-uniformity": {"loss.uniformity": 0.0},
     "not-dense": {"loss.dense": False},
     "short-convolution": {"model.trunk_reach": 3},
 }
-"""What is changed before the teacher. The preset has R = 1, S = 4, no convolution, and
-whitens directions."""
+"""What is changed before the teacher. The preset has R = 1, S = 4, no convolution, and whitens
+directions."""
 DMT: dict[str, dict[str, Any]] = {
     "no-readout": {"readout": 0.0},
     "visits4": {"visits": 4.0},

@@ -24,11 +24,12 @@ class LossConfig:
     """Also decode the next target alone (F = 1) at every timestep."""
     dense_dynamics: bool = False
     """Take Eq. 3 over all timesteps, not over the S sampled ones."""
-    whiten_dynamics: Literal["no", "slots", "directions"] = "no"
+    whiten_dynamics: Literal["none", "slots", "directions"] = "none"
     """Divide Eq. 3 by what varies among the memories of a forward, so that a collapse does not
     lower it. `slots`: by the variance of each memory slot over sequences (best with
     `dense_dynamics`: sampled timesteps differ by sequence); `directions`: by the covariance of each
-    slot, so that what tells the future counts however little the memory varies with it."""
+    slot, so that what tells the future counts however little the memory varies with it (best with
+    `dense`: the memories of a forward should outnumber `model.width`)."""
     dynamics_below: float = 0.0
     """Nats a target: the gradient of Eq. 3 reaches the encoder only through sequences that Eq. 2
     decodes better than this, the more the better they are; 0: through all of them, whole."""

@@ -52,10 +52,16 @@ EVERY = 4.0
 
 
 def settings(length: int, encoder: EncoderKind = "causal") -> RunConfig:
-    """Return the preset `tiny` for sequences of `length`, with `TOKENS_A_STEP` in every step."""
+    """Return the preset `tiny` for sequences of `length`, with `TOKENS_A_STEP` in every step.
+
+    The bidirectional encoder makes the memories of sampled timesteps alone, of which a forward has
+    fewer than a slot has directions: its dynamics are whitened by slot.
+    """
     rows = max(1, TOKENS_A_STEP // length)
     config = on_text("tiny").override("data.sequence_length", length)
-    config = config.update({"model": {"encoder": encoder}, "loss": {"dense": encoder == "causal"}})
+    if encoder == "bidirectional":
+        loss = {"dense": False, "whiten_dynamics": "slots"}
+        config = config.update({"model": {"encoder": encoder}, "loss": loss})
     for stage in ("teacher", "transition.train", "dmt.train"):
         config = config.override(f"{stage}.global_batch", rows)
     return config.override("runtime.workers", 1)

@@ -47,7 +47,7 @@ class Source(Protocol):
 class Shares:
     """How the CPU seconds of SMT are divided; what a stage leaves goes to DMT."""
 
-    teacher: float = 0.6
+    teacher: float = 0.7
     labels: float = 0.15
     """At most; the first batch is labelled whatever it takes."""
     transition: float = 0.05

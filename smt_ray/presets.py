@@ -50,7 +50,7 @@ def tiny() -> RunConfig:
             train=TrainConfig(
                 steps=250,
                 global_batch=16,
-                learning_rate=2e-3,
+                learning_rate=4e-3,
                 schedule="cosine",
                 validate_every=250,
                 validation_batches=8,
@@ -61,7 +61,7 @@ def tiny() -> RunConfig:
             train=TrainConfig(
                 steps=1100,
                 global_batch=16,
-                learning_rate=1e-3,
+                learning_rate=4e-3,
                 schedule="cosine",
                 validate_every=550,
                 validation_batches=8,

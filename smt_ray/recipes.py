@@ -86,7 +86,7 @@ TINY_PIXELS: dict[str, Any] = {
     "model": {"clock": True, "trunk_reach": 3},  # a clock tells where in a row a pixel lies
     "loss": {"dynamics": 1.0},
     "teacher": {"steps": 2000, "validate_every": 250},
-    "transition": {"train": {"steps": 250}},
+    "transition": {"train": {"steps": 250, "learning_rate": 2e-3}},
     "dmt": {"train": {"steps": 1500, "learning_rate": 5e-4, "validate_every": 250}},
 }
 """What `tiny` changes for images of any size."""

@@ -47,16 +47,20 @@ CHANGES: dict[str, dict[str, Any]] = {
     "no-uniformity": {"loss.uniformity": 0.0},
     "not-dense": {"loss.dense": False},
     "short-convolution": {"model.trunk_reach": 3},
+    "mlp": {"model.cell": "mlp"},
+    "gru": {"model.cell": "gru"},
+    "gru-not-whitened": {"model.cell": "gru", "loss.whiten_dynamics": "none"},
 }
-"""What is changed before the teacher. The preset has R = 1, S = 4, no convolution, and whitens
-directions."""
+"""What is changed before the teacher. The preset has R = 1, S = 4, no convolution, the cell
+`transformer`, and whitens directions."""
 DMT: dict[str, dict[str, Any]] = {
     "no-readout": {"readout": 0.0},
+    "one-step": {"mode": "one_step"},
     "visits4": {"visits": 4.0},
     "visits12": {"visits": 12.0},
     "visits40": {"visits": 40.0},
 }
-"""What is changed in DMT, after the teacher of `as-it-is`. The preset has 8 visits."""
+"""What is changed in DMT, after the teacher of `as-it-is`. The preset has 2 visits."""
 
 
 def chain(change: str, seed: int, seconds: float) -> Result:

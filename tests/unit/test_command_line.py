@@ -105,13 +105,15 @@ def test_images_give_the_sequence_its_length(tmp_path):
     assert (other.name, other.loss.horizon) == ("train-images-tiny", 6)
     assert other.data.sequence_length == 6
     assert other.labels.fraction == pytest.approx(2048 / 40_000)
-    assert (run.teacher.global_batch, other.dmt.train.global_batch) == (16, 16)
+    assert (run.teacher.global_batch, other.dmt.train.global_batch) == (4, 16)
+    assert run.bptt.train.global_batch == 16
     large = tmp_path / "large.idx.gz"
     content = struct.pack(">IIII", 0x803, 1000, 28, 28) + bytes(784_000)
     large.write_bytes(gzip.compress(content))
     run = pretrain_pixels.parse(["--data.source", f"pixels:{large}"]).run
     assert (run.loss.horizon, run.loss.timesteps) == (32, 32)
-    assert {run.teacher.global_batch, run.dmt.train.global_batch} == {4}
+    assert {run.teacher.global_batch, run.dmt.train.global_batch} == {2}
+    assert {run.bptt.train.global_batch, run.finetune.train.global_batch} == {4}
     assert run.labels.fraction == pytest.approx(512 / 1000)
     (tmp_path / "mine.yaml").write_text(f"data: {{source: 'pixels:{file}'}}")
     assert pretrain_pixels.parse(["--config", str(tmp_path / "mine.yaml")]).run == other

@@ -111,7 +111,7 @@ def test_images_give_the_sequence_its_length(tmp_path):
     content = struct.pack(">IIII", 0x803, 1000, 28, 28) + bytes(784_000)
     large.write_bytes(gzip.compress(content))
     run = pretrain_pixels.parse(["--data.source", f"pixels:{large}"]).run
-    assert (run.loss.horizon, run.loss.timesteps) == (32, 32)
+    assert (run.loss.horizon, run.loss.timesteps) == (32, 16)
     assert {run.teacher.global_batch, run.dmt.train.global_batch} == {2}
     assert {run.bptt.train.global_batch, run.finetune.train.global_batch} == {4}
     assert run.labels.fraction == pytest.approx(512 / 1000)

@@ -24,7 +24,7 @@ class Timer:
 
     def __init__(self) -> None:
         """Make the layer, and leave the random numbers of others as they are."""
-        with torch.random.fork_rng(devices=()):
+        with torch.random.fork_rng(devices=()), torch.inference_mode(mode=False):
             self.layer = torch.nn.TransformerEncoderLayer(64, 4, 256, 0.0, batch_first=True)
             self.input = torch.randn(64, 8, 64)
         self.weights = list(self.layer.parameters())
@@ -32,8 +32,10 @@ class Timer:
         self.work(10)  # warms up
         self.probe()
 
+    @torch.inference_mode(mode=False)
+    @torch.enable_grad()
     def work(self, steps: int) -> None:
-        """Take some steps forward and back."""
+        """Take some steps forward and back, also where what is timed takes no gradient."""
         for _ in range(steps):
             torch.autograd.grad(self.layer(self.input).square().mean(), self.weights)
 

@@ -105,7 +105,7 @@ def _tiny_pixels(data: DataConfig) -> dict[str, Any]:
     unrolled = {"global_batch": min(16, max(4, 1024 // pixels))}
     images = min(2048, max(512, 2**17 // pixels))
     return {
-        "loss": {"horizon": max(16, width + 4), "timesteps": max(8, pixels // 48)},
+        "loss": {"horizon": width + max(2, width // 7), "timesteps": max(8, pixels // 48)},
         "teacher": rows,
         "labels": {"fraction": min(1.0, images * pixels / sources.size(data))},
         "transition": {"train": rows},

@@ -97,12 +97,12 @@ def test_the_config_of_a_tasks_run_makes_it_again(tmp_path):
 def test_images_give_the_sequence_its_length(tmp_path):
     run = pretrain_pixels.parse([]).run
     assert (run.data.source, run.data.sequence_length) == ("pixels:digits", 64)
-    assert (run.name, run.loss.horizon) == ("digits-tiny", 16)
+    assert (run.name, run.loss.horizon) == ("digits-tiny", 10)
     file = tmp_path / "train-images.idx.gz"
     file.write_bytes(struct.pack(">IIII", 0x803, 40_000, 2, 3) + bytes(6 * 40_000))
     given = ["--data.source", f"pixels:{file}"]
     other = pretrain_pixels.parse(given).run
-    assert (other.name, other.loss.horizon) == ("train-images-tiny", 6)
+    assert (other.name, other.loss.horizon) == ("train-images-tiny", 5)
     assert other.data.sequence_length == 6
     assert other.labels.fraction == pytest.approx(2048 / 40_000)
     assert (run.teacher.global_batch, other.dmt.train.global_batch) == (4, 16)

@@ -38,3 +38,10 @@ def test_random_numbers_of_others_are_left_alone():
     torch.manual_seed(3)
     Timer()
     assert torch.equal(torch.rand(2), expected)
+
+
+def test_what_takes_no_gradient_is_timed():
+    with torch.inference_mode():
+        timer = Timer()
+        timer.probe()
+        assert timer.now() > 0

@@ -138,8 +138,10 @@ def of_method(results: dict[str, Result]) -> dict[str, Any]:
         [mode.replace("_", " "), found[f"bits_{mode}"], found[f"drift_{mode}"]]
         for mode in ("before_dmt", *method.MODES)
     ]
-    speeds = {name: value for name, value in found.items() if name.startswith("dmt_speedup")}
     lengths = sorted(int(name.rpartition("_L")[2]) for name in found if "smt_bits" in name)
+    speeds = {
+        length: found[key] for length in lengths if (key := f"dmt_speedup_L{length}") in found
+    }
     kinds = {"smt": "SMT and DMT", "bptt": "BPTT", "bptt_truncated": "BPTT, cut every 64"}
     by_length = [
         [f"L = {length}", *(found.get(f"{kind}_bits_L{length}") for kind in kinds)]
@@ -165,8 +167,8 @@ def of_method(results: dict[str, Result]) -> dict[str, Any]:
         ),
         "modes": table(["mode", "bits", "drift (NMSE)"], modes),
         "speeds": ", ".join(
-            f"{'not reached' if value is None else f'{value:.2f}'} at L = {name.rpartition('L')[2]}"
-            for name, value in speeds.items()
+            f"{'not reached' if value is None else f'{value:.2f}'} at L = {length}"
+            for length, value in speeds.items()
         ),
         "lengths": table(["", *kinds.values()], by_length),
         "rates": table(["measurement", "rate", "bits", "steps"], rates),

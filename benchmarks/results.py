@@ -162,9 +162,6 @@ def of_method(results: dict[str, Result]) -> dict[str, Any]:
     return {
         "figures": found,
         "drawn": drawn,
-        "speed": " to ".join(
-            f"{pick(r['speed'] for r in results.values()):.0f}" for pick in (min, max)
-        ),
         "modes": table(["mode", "bits", "drift (NMSE)"], modes),
         "speeds": ", ".join(
             f"{'not reached' if value is None else f'{value:.2f}'} at L = {length}"

@@ -20,9 +20,10 @@ from benchmarks.smt import (
     train_bptt,
     train_dmt,
     train_teacher,
+    unrolled,
 )
 from benchmarks.timer import now
-from smt_ray.config import RunConfig, TaskConfig, TrainConfig
+from smt_ray.config import RunConfig, TaskConfig
 from smt_ray.data.reader import Batch, Stream
 from smt_ray.model.rnn import RNN
 from smt_ray.objectives.objective import hashed
@@ -176,7 +177,7 @@ def _smt(cell: Cell, config: RunConfig) -> dict[str, Any]:
         before_finetune = rnn_score(rnn, test).accuracy
         used = sum(stage.seconds for stage in stages.values())
         rnn, stages["finetune"] = train_bptt(
-            config.model, source, _bptt_settings(config, cell, FINETUNE_RATE), cell.seconds - used,
+            config.model, source, unrolled(config, FINETUNE_RATE, cell.seed), cell.seconds - used,
             start=rnn, enough=ENOUGH, score=score,
         )  # fmt: skip
     return {
@@ -223,7 +224,7 @@ def _bptt(cell: Cell, config: RunConfig) -> dict[str, Any]:
     rnn, outcome = train_bptt(
         model,
         source,
-        _bptt_settings(config, cell, cell.rate),
+        unrolled(config, cell.rate, cell.seed),
         cell.seconds,
         span=32 if cell.method == "bptt_truncated" else 0,
         enough=ENOUGH,
@@ -239,12 +240,3 @@ def _bptt(cell: Cell, config: RunConfig) -> dict[str, Any]:
         "stages": {"bptt": {"seconds": outcome.seconds, "steps": outcome.steps}},
         "scores": {"bptt": outcome.scores},
     }
-
-
-def _bptt_settings(config: RunConfig, cell: Cell, rate: float) -> TrainConfig:
-    """Return the teacher's schedule, the batch of DMT, the rate, and the seed of the cell.
-
-    A rollout costs its kernels' starts, so larger batches are nearly free to BPTT.
-    """
-    batch = config.dmt.train.global_batch
-    return replace(config.teacher, global_batch=batch, learning_rate=rate, seed=cell.seed)

@@ -13,7 +13,6 @@ import json
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -30,8 +29,8 @@ from benchmarks.smt import (
     train_bptt,
     train_dmt,
     train_teacher,
+    unrolled,
 )
-from smt_ray.config import RunConfig, TrainConfig
 from smt_ray.data.pixels import DIGITS
 from smt_ray.model.rnn import RNN
 from smt_ray.recipes import on_pixels
@@ -69,7 +68,7 @@ def smt(source: str, seed: int, seconds: float, finetune: float = 0.0) -> Result
     rnn, stages = dmt.rnn, {**trained.stages, "dmt": outcome}
     before_finetune = rnn_score(rnn, held).bits if finetune else None
     if finetune:
-        settings = _unrolled(config, FINETUNE_RATE, seed)
+        settings = unrolled(config, FINETUNE_RATE, seed)
         rnn, stages["finetune"] = train_bptt(
             config.model, corpus, settings, finetune, start=rnn, score=score, best=True, every=every
         )
@@ -93,7 +92,7 @@ def bptt(source: str, seed: int, seconds: float, rate: float) -> Result:
     def score(rnn: RNN) -> float:
         return -rnn_score(rnn, held).bits
 
-    settings = _unrolled(config, rate, seed)
+    settings = unrolled(config, rate, seed)
     rnn, outcome = train_bptt(
         config.model, corpus, settings, seconds, score=score, best=True, every=seconds / SCORES
     )
@@ -103,12 +102,6 @@ def bptt(source: str, seed: int, seconds: float, rate: float) -> Result:
         "seconds": {"bptt": outcome.seconds},
         "scores": {"bptt": outcome.scores},
     }
-
-
-def _unrolled(config: RunConfig, rate: float, seed: int) -> TrainConfig:
-    """Return the teacher's schedule with BPTT's own batch, which is larger: docs/log.md."""
-    batch = config.bptt.train.global_batch
-    return replace(config.teacher, global_batch=batch, learning_rate=rate, seed=seed)
 
 
 def main(arguments: Sequence[str]) -> int:

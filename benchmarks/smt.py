@@ -5,7 +5,7 @@ Shapes: B batch, L sequence, K memory tokens, D width.
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -177,6 +177,15 @@ def train_dmt(
         best=best,
     )
     return objective, outcome
+
+
+def unrolled(config: RunConfig, rate: float, seed: int) -> TrainConfig:
+    """Return the teacher's schedule with BPTT's own batch, at a rate and seed.
+
+    The batch is larger, for a rollout of few rows takes as long as one of many: docs/log.md.
+    """
+    batch = config.bptt.train.global_batch
+    return replace(config.teacher, global_batch=batch, learning_rate=rate, seed=seed)
 
 
 def train_bptt(

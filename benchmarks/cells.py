@@ -155,6 +155,7 @@ def _smt(cell: Cell, config: RunConfig) -> dict[str, Any]:
         config = config.override(f"{stage}.seed", cell.seed)
     source = TaskSource(config, cell.seed)
     validation, test = source.held_out("validation"), source.held_out("test")
+    longer = source.held_out("test", 4)
 
     def score(rnn: RNN) -> float:
         return rnn_score(rnn, validation).accuracy
@@ -187,7 +188,8 @@ def _smt(cell: Cell, config: RunConfig) -> dict[str, Any]:
         "one_step": one_step,
         "teacher": teacher_score(trained.teacher, test).accuracy,
         "told_ahead": told_ahead(trained.teacher, test).accuracy,
-        "accuracy_4L": rnn_score(rnn, source.held_out("test", 4)).accuracy,
+        "accuracy_4L": rnn_score(rnn, longer).accuracy,
+        "teacher_4L": teacher_score(trained.teacher, longer).accuracy,
         "solved_after": _solved_after(stages),
         "teacher_solved_after": stages["teacher"].solved_after(SOLVED),
         "used": sum(stage.seconds for stage in stages.values()),

@@ -70,11 +70,13 @@ def of_tasks(results: dict[str, Result]) -> dict[str, Any]:
                 _spread_of("told_ahead", cells),
                 _spread_of("one_step", cells) if method_name == "smt" else None,
                 spread([cell["accuracy_4L"] for cell in cells]),
+                _spread_of("teacher_4L", cells),
                 None if ours else _at_equal_tokens(cells, smt),
             ]
         )
     head = ["task", "L", "time", "method", "accuracy", "solved"]
-    head += ["after", "teacher", "told ahead", "one step", "at 4L", "at equal tokens"]
+    head += ["after", "teacher", "told ahead", "one step", "at 4L", "teacher at 4L"]
+    head += ["at equal tokens"]
     draw("tasks", _task_curves(results), ylim=(0, 1.02))
     return {
         "table": table(head, rows),

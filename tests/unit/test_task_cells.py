@@ -35,6 +35,7 @@ def test_all_stages_of_smt_share_the_seconds(method):
         assert 0 <= result["before_finetune"] <= 1
     assert 0 <= result["accuracy"] <= 1
     assert 0 <= result["told_ahead"] <= 1
+    assert 0 <= result["teacher_4L"] <= 1
 
 
 @pytest.mark.parametrize("method", ["bptt", "bptt_curriculum", "bptt_truncated", "lstm"])

@@ -241,6 +241,7 @@ PARTS: dict[str, Callable[[dict[str, Result]], dict[str, Any]]] = {
     "tasks": of_tasks,
     "method": of_method,
     "pixels": of_pixels,
+    "digits_longer": of_pixels,
     "mnist": of_pixels,
     "ablations": of_ablations,
 }

@@ -14,13 +14,13 @@ from benchmarks.pool import Result
 from benchmarks.smt import (
     Shares,
     Source,
+    bptt_settings,
     rnn_score,
     teacher_score,
     told_ahead,
     train_bptt,
     train_dmt,
     train_teacher,
-    unrolled,
 )
 from benchmarks.timer import now
 from smt_ray.config import RunConfig, TaskConfig
@@ -177,8 +177,9 @@ def _smt(cell: Cell, config: RunConfig) -> dict[str, Any]:
     elif cell.method == "smt_finetune":
         before_finetune = rnn_score(rnn, test).accuracy
         used = sum(stage.seconds for stage in stages.values())
+        settings = bptt_settings(config, FINETUNE_RATE, cell.seed)
         rnn, stages["finetune"] = train_bptt(
-            config.model, source, unrolled(config, FINETUNE_RATE, cell.seed), cell.seconds - used,
+            config.model, source, settings, cell.seconds - used,
             start=rnn, enough=ENOUGH, score=score,
         )  # fmt: skip
     return {
@@ -226,7 +227,7 @@ def _bptt(cell: Cell, config: RunConfig) -> dict[str, Any]:
     rnn, outcome = train_bptt(
         model,
         source,
-        unrolled(config, cell.rate, cell.seed),
+        bptt_settings(config, cell.rate, cell.seed),
         cell.seconds,
         span=32 if cell.method == "bptt_truncated" else 0,
         enough=ENOUGH,

@@ -22,6 +22,7 @@ from benchmarks.pool import Result, measure
 from benchmarks.smt import (
     Labelled,
     Shares,
+    bptt_settings,
     label_drift,
     rnn_score,
     teacher_score,
@@ -29,7 +30,6 @@ from benchmarks.smt import (
     train_bptt,
     train_dmt,
     train_teacher,
-    unrolled,
 )
 from smt_ray.data.pixels import DIGITS
 from smt_ray.model.rnn import RNN
@@ -68,7 +68,7 @@ def smt(source: str, seed: int, seconds: float, finetune: float = 0.0) -> Result
     rnn, stages = dmt.rnn, {**trained.stages, "dmt": outcome}
     before_finetune = rnn_score(rnn, held).bits if finetune else None
     if finetune:
-        settings = unrolled(config, FINETUNE_RATE, seed)
+        settings = bptt_settings(config, FINETUNE_RATE, seed)
         rnn, stages["finetune"] = train_bptt(
             config.model, corpus, settings, finetune, start=rnn, score=score, best=True, every=every
         )
@@ -92,7 +92,7 @@ def bptt(source: str, seed: int, seconds: float, rate: float) -> Result:
     def score(rnn: RNN) -> float:
         return -rnn_score(rnn, held).bits
 
-    settings = unrolled(config, rate, seed)
+    settings = bptt_settings(config, rate, seed)
     rnn, outcome = train_bptt(
         config.model, corpus, settings, seconds, score=score, best=True, every=seconds / SCORES
     )

@@ -179,8 +179,8 @@ def train_dmt(
     return objective, outcome
 
 
-def unrolled(config: RunConfig, rate: float, seed: int) -> TrainConfig:
-    """Return the teacher's schedule with BPTT's own batch, at a rate and seed.
+def bptt_settings(config: RunConfig, rate: float, seed: int) -> TrainConfig:
+    """Return how BPTT is optimised: as the teacher is, but for its batch, peak rate and seed.
 
     The batch is larger, for a rollout of few rows takes as long as one of many: docs/log.md.
     """

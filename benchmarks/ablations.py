@@ -91,20 +91,25 @@ def chain(change: str, seed: int, seconds: float) -> Result:
     return result
 
 
-def figures(results: dict[str, Result]) -> dict[str, float]:
-    """Return the RNN's bits of every change, and the teacher's of those before it."""
-    by_name: dict[str, list[Result]] = {}
+def by_change(results: dict[str, Result]) -> dict[str, list[Result]]:
+    """Return the results of all seeds for each change, those within `as-it-is` as their own."""
+    grouped: dict[str, list[Result]] = {}
     for name, result in results.items():
         change = name.rpartition("-seed")[0]
-        by_name.setdefault(change, []).append(result)
+        grouped.setdefault(change, []).append(result)
         for dmt in DMT.keys() & result.keys():
-            by_name.setdefault(dmt, []).append(result[dmt])
-    found = {}
-    for name, values in by_name.items():
-        for figure in ("bits", "teacher_bits", "drift"):
-            if figure in values[0]:
-                found[f"{name}_{figure}"] = fmean(value[figure] for value in values)
-    return found
+            grouped.setdefault(dmt, []).append(result[dmt])
+    return {name: grouped[name] for name in (*CHANGES, *DMT) if name in grouped}
+
+
+def figures(results: dict[str, Result]) -> dict[str, float]:
+    """Return the RNN's bits and drift of every change, and the teacher's of those before it."""
+    return {
+        f"{change}_{figure}": fmean(result[figure] for result in seeds)
+        for change, seeds in by_change(results).items()
+        for figure in ("bits", "teacher_bits", "drift")
+        if figure in seeds[0]
+    }
 
 
 def main(arguments: Sequence[str]) -> int:

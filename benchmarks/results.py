@@ -199,11 +199,9 @@ def of_pixels(results: dict[str, Result]) -> dict[str, Any]:
 
 def of_ablations(results: dict[str, Result]) -> dict[str, Any]:
     """Return what each part brings."""
-    found = ablations.figures(results)
-    names = [name for name in (*ablations.CHANGES, *ablations.DMT) if f"{name}_bits" in found]
     rows = [
-        [name, *(found.get(f"{name}_{figure}") for figure in ("teacher_bits", "bits", "drift"))]
-        for name in names
+        [change, *(_spread_of(figure, cells) for figure in ("teacher_bits", "bits", "drift"))]
+        for change, cells in ablations.by_change(results).items()
     ]
     head = ["change", "teacher", "RNN", "drift (NMSE)"]
     scale = next(iter(results.values()))["limit"] / ablations.SECONDS

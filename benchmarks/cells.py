@@ -30,7 +30,7 @@ from smt_ray.objectives.objective import hashed
 from smt_ray.recipes import on_task
 from smt_ray.tasks import TASKS
 
-OURS = ("smt", "smt_finetune")
+OURS = ("smt", "smt_curriculum", "smt_finetune")
 UNROLLED = ("bptt", "bptt_curriculum", "bptt_truncated", "lstm")
 SOLVED = 0.95
 ENOUGH = 0.999
@@ -52,8 +52,8 @@ class Cell:
     task: str
     length: int
     method: str
-    """`smt`, `smt_finetune` (which ends with BPTT), `bptt`, `bptt_curriculum`, `bptt_truncated`, or
-    `lstm` (unnormalised, by BPTT)."""
+    """`smt`, `smt_curriculum` (of the teacher's lengths), `smt_finetune` (which ends with BPTT),
+    `bptt`, `bptt_curriculum`, `bptt_truncated`, or `lstm` (unnormalised, by BPTT)."""
     seed: int
     rate: float = 0.0
     """Peak learning rate of BPTT; SMT has its preset's."""
@@ -92,8 +92,9 @@ class TaskSource(Source):
     """A task as SMT and BPTT take it; with `growing`, training sequences start short."""
 
     def __init__(self, config: RunConfig, seed: int, growing: float = 0.0) -> None:
-        """Draw from `seed`; `growing` is the CPU seconds over which lengths reach L."""
+        """Draw from `seed`; `growing` is the CPU seconds from now on over which lengths reach L."""
         self.config, self.seed, self.growing = config, seed, growing
+        self.began = now()
         self.task = config.data.source.removeprefix("task:")
         self.vocabulary = TASKS[self.task].vocabulary(config.data.task)
 
@@ -104,7 +105,7 @@ class TaskSource(Source):
             return self._stream(length, batch, self.seed, training=True)
         lengths = [max(length // n, self.least) for n in (4, 2, 1)]
         stages = [self._stream(least, batch, self.seed, training=True) for least in lengths]
-        return Growing(stages, self.growing)
+        return Growing(stages, self.growing, self.began)
 
     @property
     def least(self) -> int:
@@ -131,10 +132,9 @@ class TaskSource(Source):
 class Growing(Stream):
     """A curriculum: each of several streams for an equal share of the CPU time."""
 
-    def __init__(self, streams: Sequence[Stream], seconds: float) -> None:
-        """Begin now."""
-        self.streams, self.share = streams, seconds / len(streams)
-        self.began = now()
+    def __init__(self, streams: Sequence[Stream], seconds: float, began: float) -> None:
+        """Take turns for `seconds` since `began`, then go on with the last."""
+        self.streams, self.share, self.began = streams, seconds / len(streams), began
 
     def batch(self, step: int) -> Batch:
         """Return the batch of the stream whose time it is."""
@@ -153,14 +153,15 @@ def _smt(cell: Cell, config: RunConfig) -> dict[str, Any]:
     """Train all stages of SMT, then BPTT, or on the first seed as many steps of DMT's control."""
     for stage in ("teacher", "transition.train", "dmt.train"):
         config = config.override(f"{stage}.seed", cell.seed)
-    source = TaskSource(config, cell.seed)
+    seconds = cell.seconds * (1 - FINETUNE if cell.method == "smt_finetune" else 1)
+    growing = seconds * SHARES.teacher if cell.method == "smt_curriculum" else 0.0
+    source = TaskSource(config, cell.seed, growing)
     validation, test = source.held_out("validation"), source.held_out("test")
     longer = source.held_out("test", 4)
 
     def score(rnn: RNN) -> float:
         return rnn_score(rnn, validation).accuracy
 
-    seconds = cell.seconds * (1 - FINETUNE if cell.method == "smt_finetune" else 1)
     trained = train_teacher(
         config, source, seconds, SHARES, round(LABELLED * max(1.0, cell.seconds / SECONDS)),
         score=lambda teacher: teacher_score(teacher, validation).accuracy,

@@ -56,8 +56,8 @@ class Teacher(Objective):
         return torch.nn.functional.pad(early, (0, 1), value=length - 1)
 
     def horizon(self, values: Int[Tensor, "B L"], timesteps: Int[Tensor, "B S"]) -> Tensor:
-        """Return values_t..values_{t+F-1} for each timestep, (B, S, F); -100 past the end."""
-        offsets = torch.arange(self.loss.horizon, device=values.device)
+        """Return values_t..values_{t+F-1} for each timestep; -100 past the end, F at most L."""
+        offsets = torch.arange(min(self.loss.horizon, values.shape[1]), device=values.device)
         at = timesteps[..., None] + offsets
         found = values.take_along_dim(at.clamp(max=values.shape[1] - 1).flatten(1), dim=1)
         return found.view(at.shape).masked_fill(at >= values.shape[1], IGNORED)

@@ -123,6 +123,16 @@ def test_teacher_equals_a_loop_over_timesteps(encoder, clock, dense):
         torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-5)
 
 
+def test_sequences_shorter_than_the_horizon_are_decoded_to_their_end():
+    batch = make_batch()
+    torch.manual_seed(SEED)
+    expected = teacher(horizon=L)(batch)
+    torch.manual_seed(SEED)
+    found = teacher(horizon=3 * L)(batch)
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+
+
 @pytest.mark.parametrize("detach", [True, False])
 def test_detached_dynamics_leave_the_encoder_alone(detach):
     model = teacher(decoding=0.0, uniformity=0.0, detach_dynamics=detach)

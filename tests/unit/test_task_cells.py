@@ -6,8 +6,9 @@ from functools import partial
 import pytest
 
 from benchmarks import cells
-from benchmarks.cells import FINETUNE, Cell, run_cell
+from benchmarks.cells import FINETUNE, Cell, TaskSource, run_cell
 from benchmarks.tasks import RATES, best_rate
+from smt_ray.recipes import on_task
 
 SECONDS = 2.0
 STEP = 0.5
@@ -20,16 +21,17 @@ def few_sequences(monkeypatch):
     monkeypatch.setattr(cells, "LABELLED", 64)
 
 
-@pytest.mark.parametrize("method", ["smt", "smt_finetune"])
+@pytest.mark.parametrize("method", ["smt", "smt_curriculum", "smt_finetune"])
 def test_all_stages_of_smt_share_the_seconds(method):
     result = run_cell(Cell("copy", 8, method, 0, seconds=SECONDS))
     stages = {name: stage["seconds"] for name, stage in result["stages"].items()}
     assert sum(stages.values()) == pytest.approx(result["used"])
     assert SECONDS <= result["used"] < SECONDS + STEP
-    if method == "smt":
-        assert list(stages) == ["teacher", "labels", "transition", "dmt"]
+    assert list(stages)[:4] == ["teacher", "labels", "transition", "dmt"]
+    assert (result["one_step"] is None) == (method != "smt")
+    if method != "smt_finetune":
+        assert len(stages) == 4
         assert result["before_finetune"] is None
-        assert 0 <= result["one_step"] <= 1
     else:
         assert stages["finetune"] == pytest.approx(FINETUNE * SECONDS, abs=STEP)
         assert 0 <= result["before_finetune"] <= 1
@@ -43,6 +45,14 @@ def test_methods_that_unroll_take_the_same_seconds(method):
     result = run_cell(Cell("copy", 8, method, 0, 1e-3, SECONDS))
     assert SECONDS <= result["used"] < SECONDS + STEP
     assert result["tokens"] > 0
+
+
+def test_in_a_curriculum_lengths_reach_that_of_the_task_and_stay(monkeypatch):
+    clock = iter((5.0, 5.0, 6.9, 7.1, 9.1, 40.0))
+    monkeypatch.setattr(cells, "now", lambda: next(clock))
+    source = TaskSource(on_task("tiny", "task:copy", 32), 0, growing=6.0)
+    lengths = [source.training(2).batch(step)["inputs"].shape[1] for step in range(5)]
+    assert lengths == [8, 8, 16, 32, 32]
 
 
 def test_an_lstm_takes_a_task_of_gated_and_odd_tokens():

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from smt_ray.config import DataConfig, RunConfig
+from smt_ray.config.build import merge
 from smt_ray.data import sources
 from smt_ray.presets import PRESETS
 
@@ -173,13 +174,14 @@ def on_source(preset: str, source: str = "stdlib", **given: Any) -> RunConfig:
 
 def _on(preset: str, name: str, data: DataConfig, *changes: dict[str, Any]) -> RunConfig:
     """Return a preset's run on other data, under a name that says which."""
-    base, length = PRESETS[preset](), data.sequence_length
-    for change in changes:
-        base = base.update(change)
-    loss = {name: min(getattr(base.loss, name), length) for name in ("horizon", "timesteps")}
     names = ("source", "sequence_length", "validation_fraction")
     taken = {field: getattr(data, field) for field in names}
-    return base.update({"name": f"{name}-{preset}", "data": taken, "loss": loss})
+    run = PRESETS[preset]().to_dict()
+    for change in (*changes, {"name": f"{name}-{preset}", "data": taken}):
+        run = merge(run, change)
+    for bounded in ("horizon", "timesteps"):
+        run["loss"][bounded] = min(run["loss"][bounded], data.sequence_length)
+    return RunConfig.from_dict(run)
 
 
 def _require_kind(source: str, kind: str) -> None:

@@ -85,6 +85,11 @@ def test_a_short_task_lowers_what_its_length_bounds():
     assert (run.loss.horizon, run.loss.timesteps, run.data.sequence_length) == (2, 2, 2)
 
 
+def test_a_task_may_be_longer_than_the_preset_is():
+    run = solve_task.parse(["--task", "retrieval", "--length", "256"]).run
+    assert (run.loss.horizon, run.data.sequence_length) == (256, 256)
+
+
 def test_the_config_of_a_tasks_run_makes_it_again(tmp_path):
     run = solve_task.parse(["--task=stack", "--length=20", "--data.task.depth=3"]).run
     file = tmp_path / "config.yaml"

@@ -56,7 +56,7 @@ class Teacher(Objective):
         return torch.nn.functional.pad(early, (0, 1), value=length - 1)
 
     def horizon(self, values: Int[Tensor, "B L"], timesteps: Int[Tensor, "B S"]) -> Tensor:
-        """Return values_t..values_{t+F-1} for each timestep; -100 past the end, F at most L."""
+        """Return values_t..values_{t+F-1} of timesteps, (B, S, min(F, L)); -100 past the end."""
         offsets = torch.arange(min(self.loss.horizon, values.shape[1]), device=values.device)
         at = timesteps[..., None] + offsets
         found = values.take_along_dim(at.clamp(max=values.shape[1] - 1).flatten(1), dim=1)

@@ -128,7 +128,9 @@ def test_sequences_shorter_than_the_horizon_are_decoded_to_their_end():
     torch.manual_seed(SEED)
     expected = teacher(horizon=L)(batch)
     torch.manual_seed(SEED)
-    found = teacher(horizon=3 * L)(batch)
+    longer = teacher(horizon=3 * L)
+    found = longer(batch)
+    assert longer.horizon(batch["inputs"], longer.timesteps(batch)).shape == (B, 3, L)
     for name, value in expected.items():
         assert torch.equal(found[name], value), name
 

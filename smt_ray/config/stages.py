@@ -105,6 +105,9 @@ class DmtConfig:
     depth: int = 1
     """Timesteps by which a visit rolls all parts of a window on, one after the other (`parallel`).
     States reach an age of `visits` * `depth`; sequences much longer than that need more than 1."""
+    unroll: bool = False
+    """Let the gradients of both losses run through the `depth` timesteps of a part, in any mode:
+    truncated BPTT of all parts at once. Otherwise they run through one step, as in the paper."""
     dynamics: float = 10.0
     """Weight of the memory's squared error."""
     readout: float = 1.0

@@ -7,7 +7,9 @@ s_t = m_{t-1} when it is admitted). One visit advances all of them at once, p_t 
 s_{t+1} becomes p_t without its gradient: depth 1 instead of L, and a state of age a is an a-step
 rollout from a label (Data as Demonstrator; Jacobi iteration). With a `depth` above 1 a visit first
 rolls every `depth`-th state on to the next of them, all at once and without a gradient, so that
-ages grow by `depth` (multiple shooting). Shapes: B windows, L timesteps, K memory tokens, D width.
+ages grow by `depth` (multiple shooting). With `unroll` the gradient runs through these timesteps,
+the readout's too: between Eq. 6, whose paths have one step, and BPTT, whose paths have L.
+Shapes: B windows, L timesteps, N parts of T timesteps, K memory tokens, D width.
 """
 
 import torch
@@ -31,7 +33,7 @@ from smt_ray.objectives.objective import (
 
 
 class Dmt(Objective):
-    """`dynamics * MSE(p_t, m_t) + readout * CE(g(p_t), y_t)`, the readout's gradient cut at p_t.
+    """`dynamics * MSE(p_t, m_t) + readout * CE(g(p_t), y_t)`; CE moves the cell if unrolled only.
 
     `teacher_readout` gets the same training on the labels, so that the teacher is scored by a
     decoder that has seen as much; its loss reaches no other weight.
@@ -54,9 +56,12 @@ class Dmt(Objective):
         """Return the loss, its parts, and in mode `parallel` `carry`: the windows' next states."""
         memory, targets = batch["memory"].float(), batch["targets"]
         numbers, valid = normalisers(self, batch).to(memory.device)
-        predicted = apply_cell(self.rnn.cell, self.states(batch), batch["inputs"])
+        if self.dmt.unroll:
+            predicted = own = self._unrolled(self._starts(batch), batch["inputs"])
+        else:
+            predicted = apply_cell(self.rnn.cell, self.states(batch), batch["inputs"])
+            own = predicted.detach()
         dyn = squared_error(predicted, memory, numbers)
-        own = predicted.detach()
         readout = readout_loss(self.rnn.readout, own, targets, valid)
         teacher = readout_loss(self.teacher_readout, memory, targets, valid)
         result = {
@@ -65,38 +70,58 @@ class Dmt(Objective):
             "loss/readout": readout,
             "loss/teacher_readout": teacher,
         }
-        return {**result, "carry": previous(own)} if self.dmt.mode == "parallel" else result
+        parallel = self.dmt.mode == "parallel"
+        return {**result, "carry": previous(own.detach())} if parallel else result
 
     def states(self, batch: Batch) -> Float[Tensor, "B L K D"]:
-        """Return the memories that the RNN updates: m_{-1}..m_{L-2} of what the mode says."""
+        """Return the memories that one step updates: m_{-1}..m_{L-2} of what the mode says."""
         if self.dmt.mode == "parallel":
-            return self._advanced(batch["state"].float(), batch["inputs"])
+            return self._advanced(self._starts(batch), batch["inputs"])
         if self.dmt.mode == "one_step":
             return previous(batch["memory"].float())
-        return self._own_states(batch)
+        return self._own_states(batch["inputs"])
 
-    def _own_states(self, batch: Batch) -> Float[Tensor, "B L K D"]:
-        """Return the memories before each input in a rollout from the empty memory."""
-        inputs = batch["inputs"]
-        return self._rolled(self.rnn.initial(len(inputs)), inputs)
-
-    def _advanced(
-        self, state: Float[Tensor, "B L K D"], inputs: Int[Tensor, "B L"]
-    ) -> Float[Tensor, "B L K D"]:
-        """Roll on from every `depth`-th state, all of them at once, up to the next of them."""
-        depth, (batch, length) = self.dmt.depth, inputs.shape
-        starts = state[:, ::depth]
-        parts = F.pad(inputs, (0, -length % depth)).view(-1, depth)
-        rolled = self._rolled(starts.flatten(0, 1), parts)
-        return rolled.unflatten(0, (batch, -1)).flatten(1, 2)[:, :length]
+    def _starts(self, batch: Batch) -> Float[Tensor, "B N K D"]:
+        """Return the memories before inputs 0, `depth`, 2 `depth`, ..., from which parts begin."""
+        depth, inputs = self.dmt.depth, batch["inputs"]
+        if self.dmt.mode == "parallel":
+            return batch["state"].float()[:, ::depth]
+        if self.dmt.mode == "one_step":
+            return previous(batch["memory"].float())[:, ::depth]
+        last = (inputs.shape[1] - 1) // depth * depth
+        return self._own_states(inputs[:, : last + 1])[:, ::depth]
 
     @torch.no_grad()
+    def _own_states(self, inputs: Int[Tensor, "B L"]) -> Float[Tensor, "B L K D"]:
+        """Return the memories before each input in a rollout from the empty memory."""
+        return self._rolled(self.rnn.initial(len(inputs)), inputs[:, :-1])
+
+    @torch.no_grad()
+    def _advanced(
+        self, starts: Float[Tensor, "B N K D"], inputs: Int[Tensor, "B L"]
+    ) -> Float[Tensor, "B L K D"]:
+        """Return the memories before each input: all parts rolled on at once."""
+        rolled = self._rolled(starts.flatten(0, 1), self._parts(inputs)[:, :-1])
+        return _joined(rolled, inputs)
+
+    def _unrolled(
+        self, starts: Float[Tensor, "B N K D"], inputs: Int[Tensor, "B L"]
+    ) -> Float[Tensor, "B L K D"]:
+        """Return the memories after each input, with the gradient of their part."""
+        rolled = self._rolled(starts.flatten(0, 1), self._parts(inputs))
+        return _joined(rolled[:, 1:], inputs)
+
+    def _parts(self, inputs: Int[Tensor, "B L"]) -> Int[Tensor, "N T"]:
+        """Cut all sequences into parts of `depth` inputs, the last one filled up."""
+        depth = self.dmt.depth
+        return F.pad(inputs, (0, -inputs.shape[1] % depth)).view(-1, depth)
+
     def _rolled(
         self, memory: Float[Tensor, "N K D"], inputs: Int[Tensor, "N T"]
-    ) -> Float[Tensor, "N T K D"]:
-        """Return the memories before each input, without a gradient: `memory` and its rollout."""
+    ) -> Float[Tensor, "N T_plus_1 K D"]:
+        """Return `memory`, and the memory after each input."""
         states = [memory]
-        for token in inputs[:, :-1].unbind(1):
+        for token in inputs.unbind(1):
             states.append(self.rnn.step(states[-1], token).float())
         return torch.stack(states, dim=1)
 
@@ -126,12 +151,21 @@ class Dmt(Objective):
         timesteps = torch.arange(length, device=state.device)[kept]
         age = torch.minimum(batch["age"][:, None], timesteps)
         whole = (age == timesteps) & (age > 0)
-        figures = {"drift/staleness": _nmse(state, label, whole, self._own_states(batch)[:, kept])}
+        now = self._own_states(batch["inputs"])[:, kept]
+        figures = {"drift/staleness": _nmse(state, label, whole, now)}
         for power in range((length - 1).bit_length()):
             least = 1 << power
             among = (age >= least) & (age < 2 * least)
             figures[f"drift/age_{least:03d}"] = _nmse(state, label, among)
         return figures
+
+
+def _joined(
+    parts: Float[Tensor, "N T K D"], inputs: Int[Tensor, "B L"]
+) -> Float[Tensor, "B L K D"]:
+    """Put the memories of all parts of the sequences together again, without what was filled up."""
+    batch, length = inputs.shape
+    return parts.unflatten(0, (batch, -1)).flatten(1, 2)[:, :length]
 
 
 def _nmse(

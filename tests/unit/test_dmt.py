@@ -4,9 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from smt_ray.config import DmtConfig
+from smt_ray.config import BpttConfig, DmtConfig
 from smt_ray.data.reader import Stream
 from smt_ray.data.windows import Windows
+from smt_ray.objectives.bptt import Bptt
 from smt_ray.objectives.dmt import Dmt
 from smt_ray.objectives.objective import apply_cell, previous
 from smt_ray.objectives.transition import Transition
@@ -96,6 +97,43 @@ def test_a_visit_rolls_on_for_depth_timesteps_from_every_state_kept(depth):
         assert windows.probe()["age"].eq((step + 1) * depth).all()
     probed = model.probe(windows.probe())
     assert ratio(probed["drift/staleness"]) < 1e-9
+
+
+@pytest.mark.parametrize("mode", ["parallel", "sequential", "one_step"])
+@pytest.mark.parametrize("depth", [1, 4, L])
+def test_unrolled_the_gradient_of_both_losses_runs_through_each_part_alone(mode, depth):
+    model, batch = dmt(mode=mode, depth=depth, unroll=True), make_batch()
+    batch["state"] = torch.randn(B, L, K, D)
+    label = batch["memory"].float()
+    memory, memories = torch.zeros(B, K, D), []
+    for t in range(L):
+        if t % depth == 0:
+            starts = {"parallel": batch["state"], "one_step": previous(label)}
+            memory = starts[mode][:, t] if mode in starts else memory.detach()
+        memory = model.rnn.cell(memory, batch["inputs"][:, t])
+        memories.append(memory)
+    own = torch.stack(memories, 1)
+    nats = mean_nats(model.rnn.readout, own, batch["targets"])
+    nats = nats + mean_nats(model.teacher_readout, label, batch["targets"])
+    expected = 10 * (own - label).square().mean() + nats
+    found = model(batch)
+    torch.testing.assert_close(found["loss"], expected, atol=1e-5, rtol=1e-5)
+    if mode == "parallel":
+        assert not found["carry"].requires_grad
+        torch.testing.assert_close(found["carry"], previous(own.detach()))
+    others = gradients(model, expected)
+    for name, value in gradients(model, found["loss"]).items():
+        torch.testing.assert_close(value, others.pop(name), atol=1e-4, rtol=1e-3)
+    assert not others
+
+
+def test_unrolled_as_a_whole_without_labels_it_is_bptt():
+    model, batch = dmt(mode="sequential", depth=L, unroll=True, dynamics=0.0), make_batch()
+    bptt = Bptt(MODEL, BpttConfig(), VOCABULARY)
+    bptt.rnn = model.rnn
+    expected, found = bptt(batch)["loss"], model(batch)["loss/readout"]
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(gradients(model.rnn, found), gradients(model.rnn, expected))
 
 
 def test_one_step_is_the_transition_loss_and_the_readouts_of_its_predictions():

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from smt_ray.config import BpttConfig, RunConfig
+from smt_ray.config import BpttConfig, DmtConfig, RunConfig
 from smt_ray.model.cells import build_cell
 from smt_ray.model.decoder import Decoder
 from smt_ray.model.encoder import build_encoder
@@ -98,10 +98,8 @@ def sequence_flops(config: RunConfig, vocabulary: int) -> dict[str, float]:
         "labels": count.encoder,
         "transition": whole * length * count.cell,
         # The teacher's readout is trained beside the RNN's.
-        "dmt": whole * (rolled + readout),
+        "dmt": whole * 2 * readout + _dmt_steps(config.dmt, length) * count.cell,
     }
-    depth = {"one_step": 1, "parallel": config.dmt.depth, "sequential": length}[config.dmt.mode]
-    flops["dmt"] += math.ceil(length / depth) * (depth - 1) * count.cell
     unrolled: dict[str, BpttConfig] = {"finetune": config.finetune, "bptt": config.bptt}
     return flops | {name: whole * rolled for name, stage in unrolled.items() if stage.enabled}
 
@@ -117,6 +115,18 @@ def validation_flops(config: RunConfig, vocabulary: int) -> dict[str, float]:
         "finetune": rolled,
         "bptt": rolled,
     }
+
+
+def _dmt_steps(dmt: DmtConfig, length: int) -> int:
+    """Return the cell's forward steps in a visit of DMT; one with its gradient counts as three."""
+    parts, whole = math.ceil(length / dmt.depth), 1 + BACKWARD
+    if dmt.unroll:  # `sequential` rolls out to the last part first
+        before = (parts - 1) * dmt.depth if dmt.mode == "sequential" else 0
+        return before + whole * parts * dmt.depth
+    before = {"one_step": 0, "parallel": parts * (dmt.depth - 1), "sequential": length - 1}[
+        dmt.mode
+    ]
+    return before + whole * length
 
 
 def _teacher(config: RunConfig, count: Networks) -> float:

@@ -55,6 +55,14 @@ CASES = {
         CONFIG.override("dmt.depth", 5),
         lambda config: Dmt(config.rnn_model, config.dmt, V),
     ),
+    "dmt unrolled": (
+        CONFIG.override("dmt.depth", 5).override("dmt.unroll", True),
+        lambda config: Dmt(config.rnn_model, config.dmt, V),
+    ),
+    "dmt unrolled in a rollout": (
+        ROLLED.override("dmt.depth", 5).override("dmt.unroll", True),
+        lambda config: Dmt(config.rnn_model, config.dmt, V),
+    ),
     "bptt": (CONFIG, lambda config: Bptt(config.rnn_model, config.bptt, V)),
 }
 

@@ -127,14 +127,21 @@ class BpttConfig:
     """Whether this stage is run."""
     train: TrainConfig = field(default_factory=lambda: TrainConfig(schedule="cosine"))
     """Optimisation."""
-    mode: Literal["full", "truncated"] = "full"
-    """`full`: gradients run through the whole sequence; `truncated`: through `span` timesteps."""
+    mode: Literal["full", "truncated", "parallel"] = "full"
+    """`full`: gradients run through the whole sequence; `truncated`: through `span` timesteps;
+    `parallel`: the same, all parts of `span` timesteps at once, each from where the visit before
+    left the part before it."""
     span: int = 32
-    """Timesteps between two cuts of the gradient in mode `truncated`."""
+    """Timesteps between two cuts of the gradient in modes `truncated` and `parallel`."""
+    visits: float = 4.0
+    """Mean number of visits before a sequence is replaced by a fresh one (`parallel`). A state at t
+    comes from the empty memory after t / `span` of them."""
+    windows: int = 8
+    """Sequences in flight for each one of a batch (`parallel`)."""
 
     def check(self, prefix: str) -> None:
         """Check every field but `train`; `prefix` is the stage's name, known to the owner only."""
-        at_least(1, prefix, self, "span")
+        at_least(1, prefix, self, "span", "visits", "windows")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,4 +1,4 @@
-"""Parallel DMT's windows in flight: label sequences with the states the RNN reached in them.
+"""Windows in flight: sequences with the states that an RNN reached in them, visit by visit.
 
 Shapes: P windows in flight, B windows in one visit, L timesteps, K memory tokens, D width.
 """
@@ -21,23 +21,25 @@ class Windows(Stream):
         visits: float,
         depth: int,
         seed: int,
+        shape: tuple[int, int] | None = None,
         saved: Batch | None = None,
     ) -> None:
         """Fill the pool from `fresh`, or from a `saved` state.
 
         Args:
-            fresh: batches of B labelled sequences.
+            fresh: batches of B sequences, labelled or not.
             factor: P / B.
             visits: mean number of visits of a window; it retires at age L at the latest.
             depth: timesteps that a visit adds to the age of a window.
             seed: seed of the retirements.
+            shape: (K, D), where sequences have no labels to start from, but the empty memory.
             saved: an earlier `state()`, or parts of several ranks' states.
         """
         self.fresh, self.factor, self.seed = fresh, factor, seed
-        self.visits, self.depth = visits, depth
+        self.visits, self.depth, self.shape = visits, depth, shape
         self._held: tuple[int, Batch] = (-1, {})
         if saved is None:
-            batches = [_admitted(fresh.batch(step)) for step in range(factor)]
+            batches = [self._admitted(fresh.batch(step)) for step in range(factor)]
             self.pool = {name: torch.cat([b[name] for b in batches]) for name in batches[0]}
             self._taken = len(self.pool["sequence_id"])
         else:
@@ -77,12 +79,13 @@ class Windows(Stream):
         """Return the next fresh window."""
         step, row = divmod(self._taken, len(self.pool["sequence_id"]) // self.factor)
         if self._held[0] != step:
-            self._held = (step, _admitted(self.fresh.batch(step)))
+            self._held = (step, self._admitted(self.fresh.batch(step)))
         self._taken += 1
         return {name: value[row] for name, value in self._held[1].items()}
 
-
-def _admitted(batch: Batch) -> Batch:
-    """Add age 0 and the states of the labels one step back to a label batch."""
-    age = torch.zeros_like(batch["sequence_id"])
-    return {**batch, "age": age, "state": previous(batch["memory"])}
+    def _admitted(self, batch: Batch) -> Batch:
+        """Add age 0 and the states of the labels one step back, or empty memories, to a batch."""
+        age = torch.zeros_like(batch["sequence_id"])
+        if self.shape is None:
+            return {**batch, "age": age, "state": previous(batch["memory"])}
+        return {**batch, "age": age, "state": torch.zeros(*batch["inputs"].shape, *self.shape)}

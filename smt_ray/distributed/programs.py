@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
-from smt_ray.config import BpttConfig, RunConfig, TrainConfig
+from smt_ray.config import BpttConfig, DmtConfig, RunConfig, TrainConfig
 from smt_ray.data.reader import Reader, Stream
 from smt_ray.data.shards import open_shards
 from smt_ray.data.storage import Location
@@ -117,6 +117,15 @@ class BpttProgram(_OnTokens):
             objective.rnn.load_state_dict(load_weights(self.start, "rnn."))
         return objective
 
+    def stream(self, rank: int, world: int, saved: list[State]) -> Stream:
+        """Read the training tokens; in mode `parallel`, keep windows of them in flight."""
+        bptt, model = self._settings, self.config.rnn_model
+        fresh = self.reader("train", rank, world)
+        if bptt.mode != "parallel":
+            return fresh
+        shape = model.memory_tokens, model.width
+        return _in_flight(fresh, bptt, bptt.span, shape, _share(saved, rank, world, bptt.windows))
+
 
 @dataclass(frozen=True)
 class TransitionProgram(_OnLabels):
@@ -168,14 +177,20 @@ class DmtProgram(_OnLabels):
         dmt, fresh = self.config.dmt, self.reader("train", rank, world)
         if dmt.mode != "parallel":
             return fresh
-        return Windows(
-            fresh,
-            factor=dmt.windows,
-            visits=dmt.visits,
-            depth=dmt.depth,
-            seed=self.train.seed,
-            saved=_share(saved, rank, world, dmt.windows),
-        )
+        return _in_flight(fresh, dmt, dmt.depth, None, _share(saved, rank, world, dmt.windows))
+
+
+def _in_flight(
+    fresh: Stream,
+    settings: DmtConfig | BpttConfig,
+    depth: int,
+    shape: tuple[int, int] | None,
+    saved: State | None,
+) -> Windows:
+    factor, visits, seed = settings.windows, settings.visits, settings.train.seed
+    return Windows(
+        fresh, factor=factor, visits=visits, depth=depth, seed=seed, shape=shape, saved=saved
+    )
 
 
 def _reader(

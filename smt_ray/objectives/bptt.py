@@ -1,7 +1,10 @@
 """The baseline: the RNN trained by backpropagation through time (BPTT), full or truncated.
 
 The same cell and readout as in Supervised Memory Training, unrolled from the empty memory; also the
-fine-tuning after DMT. Shapes: B batch, L sequence, K memory tokens, D width.
+fine-tuning after DMT. In mode `parallel` a sequence stays for several visits with the states that
+it had, and all its parts of `span` timesteps are unrolled at once, each from where an earlier visit
+left the part before it: depth `span` instead of L, gradients as in `truncated`, states not exact.
+Shapes: B batch, L sequence, K memory tokens, D width.
 """
 
 import torch
@@ -14,9 +17,11 @@ from smt_ray.objectives.objective import (
     Batch,
     Objective,
     normalisers,
+    previous,
     readout_loss,
     valid_targets,
 )
+from smt_ray.objectives.parts import unrolled
 
 
 class Bptt(Objective):
@@ -42,13 +47,29 @@ class Bptt(Objective):
             memories.append(memory)
         return torch.stack(memories, dim=1)
 
+    def memories(self, batch: Batch) -> Float[Tensor, "B L K D"]:
+        """Return m_0..m_{L-1} as the mode has them."""
+        if self.bptt.mode != "parallel":
+            return self.unroll(batch["inputs"])
+        starts = batch["state"].float()[:, :: self.bptt.span]
+        return unrolled(self.rnn, starts, batch["inputs"], self.bptt.span)
+
     def counts(self, batch: Batch) -> Float[Tensor, "1"]:
         """Return the valid targets."""
         return valid_targets(batch["targets"]).cpu().view(1)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the cross-entropy in nats."""
+        """Return the cross-entropy in nats, and in mode `parallel` `carry`: the next states."""
+        memory = self.memories(batch)
+        result = self._losses(memory, batch)
+        parallel = self.bptt.mode == "parallel"
+        return {**result, "carry": previous(memory.detach())} if parallel else result
+
+    def validate(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the cross-entropy in nats of a true rollout."""
+        return self._losses(self.rnn.rollout(batch["inputs"]), batch)
+
+    def _losses(self, memory: Float[Tensor, "B L K D"], batch: Batch) -> dict[str, Tensor]:
         (count,) = normalisers(self, batch).to(batch["inputs"].device)
-        memory = self.unroll(batch["inputs"])
         loss = readout_loss(self.rnn.readout, memory, batch["targets"], count)
         return {"loss": loss, "loss/readout": loss}

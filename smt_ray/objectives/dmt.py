@@ -13,7 +13,6 @@ Shapes: B windows, L timesteps, N parts of T timesteps, K memory tokens, D width
 """
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
@@ -30,6 +29,7 @@ from smt_ray.objectives.objective import (
     readout_loss,
     valid_targets,
 )
+from smt_ray.objectives.parts import advanced, roll, unrolled
 
 
 class Dmt(Objective):
@@ -57,7 +57,8 @@ class Dmt(Objective):
         memory, targets = batch["memory"].float(), batch["targets"]
         numbers, valid = normalisers(self, batch).to(memory.device)
         if self.dmt.unroll:
-            predicted = own = self._unrolled(self._starts(batch), batch["inputs"])
+            starts = self._starts(batch)
+            predicted = own = unrolled(self.rnn, starts, batch["inputs"], self.dmt.depth)
         else:
             predicted = apply_cell(self.rnn.cell, self.states(batch), batch["inputs"])
             own = predicted.detach()
@@ -76,7 +77,7 @@ class Dmt(Objective):
     def states(self, batch: Batch) -> Float[Tensor, "B L K D"]:
         """Return the memories that one step updates: m_{-1}..m_{L-2} of what the mode says."""
         if self.dmt.mode == "parallel":
-            return self._advanced(self._starts(batch), batch["inputs"])
+            return advanced(self.rnn, self._starts(batch), batch["inputs"], self.dmt.depth)
         if self.dmt.mode == "one_step":
             return previous(batch["memory"].float())
         return self._own_states(batch["inputs"])
@@ -94,36 +95,7 @@ class Dmt(Objective):
     @torch.no_grad()
     def _own_states(self, inputs: Int[Tensor, "B L"]) -> Float[Tensor, "B L K D"]:
         """Return the memories before each input in a rollout from the empty memory."""
-        return self._rolled(self.rnn.initial(len(inputs)), inputs[:, :-1])
-
-    @torch.no_grad()
-    def _advanced(
-        self, starts: Float[Tensor, "B N K D"], inputs: Int[Tensor, "B L"]
-    ) -> Float[Tensor, "B L K D"]:
-        """Return the memories before each input: all parts rolled on at once."""
-        rolled = self._rolled(starts.flatten(0, 1), self._parts(inputs)[:, :-1])
-        return _joined(rolled, inputs)
-
-    def _unrolled(
-        self, starts: Float[Tensor, "B N K D"], inputs: Int[Tensor, "B L"]
-    ) -> Float[Tensor, "B L K D"]:
-        """Return the memories after each input, with the gradient of their part."""
-        rolled = self._rolled(starts.flatten(0, 1), self._parts(inputs))
-        return _joined(rolled[:, 1:], inputs)
-
-    def _parts(self, inputs: Int[Tensor, "B L"]) -> Int[Tensor, "N T"]:
-        """Cut all sequences into parts of `depth` inputs, the last one filled up."""
-        depth = self.dmt.depth
-        return F.pad(inputs, (0, -inputs.shape[1] % depth)).view(-1, depth)
-
-    def _rolled(
-        self, memory: Float[Tensor, "N K D"], inputs: Int[Tensor, "N T"]
-    ) -> Float[Tensor, "N T_plus_1 K D"]:
-        """Return `memory`, and the memory after each input."""
-        states = [memory]
-        for token in inputs.unbind(1):
-            states.append(self.rnn.step(states[-1], token).float())
-        return torch.stack(states, dim=1)
+        return roll(self.rnn, self.rnn.initial(len(inputs)), inputs[:, :-1])
 
     def validate(self, batch: Batch) -> dict[str, Tensor]:
         """Return cross-entropy in nats, squared error and NMSE of a true rollout."""
@@ -158,14 +130,6 @@ class Dmt(Objective):
             among = (age >= least) & (age < 2 * least)
             figures[f"drift/age_{least:03d}"] = _nmse(state, label, among)
         return figures
-
-
-def _joined(
-    parts: Float[Tensor, "N T K D"], inputs: Int[Tensor, "B L"]
-) -> Float[Tensor, "B L K D"]:
-    """Put the memories of all parts of the sequences together again, without what was filled up."""
-    batch, length = inputs.shape
-    return parts.unflatten(0, (batch, -1)).flatten(1, 2)[:, :length]
 
 
 def _nmse(

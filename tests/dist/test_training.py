@@ -62,7 +62,7 @@ class Work:
             teacher=settings,
             transition=TransitionConfig(train=settings),
             dmt=DmtConfig(train=settings, mode=mode, visits=2.0, windows=2),
-            bptt=BpttConfig(train=settings, mode="truncated", span=3),
+            bptt=BpttConfig(train=settings, mode="parallel", span=3, windows=2, visits=2.0),
         )
 
     def prepare(self) -> None:

@@ -5,6 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from smt_ray.config import BpttConfig
+from smt_ray.data.reader import Stream
+from smt_ray.data.windows import Windows
 from smt_ray.objectives.bptt import Bptt
 from tests.samples import MODEL, VOCABULARY, random_weights
 
@@ -103,3 +105,42 @@ def test_a_mean_count_below_one_is_divided_by():
     counts = torch.stack([model.counts(micro) for micro in micros]).mean(0)
     losses = [model({**micro, "counts": counts})["loss"] for micro in micros]
     torch.testing.assert_close(torch.stack(losses).mean(), model(batch)["loss"])
+
+
+class Again(Stream):
+    """The same batch again and again."""
+
+    def __init__(self, batch):
+        self.again = {**batch, "sequence_id": torch.arange(1, B + 1)}
+
+    def batch(self, step):
+        return {name: value.clone() for name, value in self.again.items()}
+
+
+def test_parallel_becomes_truncated_after_as_many_visits_as_a_sequence_has_parts():
+    span = 4
+    parallel, batch = bptt(mode="parallel", span=span), make_batch()
+    truncated = bptt(mode="truncated", span=span)
+    windows = Windows(
+        Again(batch), factor=1, visits=1e12, depth=span, seed=0,
+        shape=(MODEL.memory_tokens, MODEL.width),
+    )  # fmt: skip
+    expected = truncated.unroll(batch["inputs"])
+    for visit in range(2):
+        visited = windows.batch(visit)
+        own, exact = parallel.memories(visited), (visit + 1) * span
+        torch.testing.assert_close(own[:, :exact], expected[:, :exact])
+        assert (own - expected)[:, exact].abs().max() > 0.1
+        windows.carry(visit, parallel(visited)["carry"])
+    found, loss = parallel(windows.batch(2)), truncated(batch)["loss"]
+    torch.testing.assert_close(found["loss"], loss)
+    torch.testing.assert_close(gradients(parallel, found["loss"]), gradients(truncated, loss))
+    windows.carry(2, found["carry"])
+    assert windows.probe()["age"].eq(0).all(), "replaced at the age of L"
+
+
+def test_validation_is_a_rollout_in_each_mode():
+    batch = make_batch()
+    found = [bptt(mode=m, span=3).validate(batch)["loss"] for m in ("full", "parallel")]
+    torch.testing.assert_close(found[0], loop(bptt(), batch, L), atol=1e-5, rtol=1e-5)
+    assert found[0] == found[1]

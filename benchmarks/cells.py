@@ -23,15 +23,15 @@ from benchmarks.smt import (
     train_teacher,
 )
 from benchmarks.timer import now
-from smt_ray.config import RunConfig, TaskConfig
+from smt_ray.config import BpttConfig, DmtConfig, RunConfig, TaskConfig
 from smt_ray.data.reader import Batch, Stream
 from smt_ray.model.rnn import RNN
 from smt_ray.objectives.objective import hashed
 from smt_ray.recipes import on_task
 from smt_ray.tasks import TASKS
 
-OURS = ("smt", "smt_curriculum", "smt_finetune")
-UNROLLED = ("bptt", "bptt_curriculum", "bptt_truncated", "lstm")
+OURS = ("smt", "smt_curriculum", "smt_finetune", "smt_unrolled", "smt_unrolled_curriculum")
+UNROLLED = ("bptt", "bptt_curriculum", "bptt_truncated", "bptt_parallel", "lstm")
 SOLVED = 0.95
 ENOUGH = 0.999
 """Score that ends DMT or BPTT early, twice in a row; a teacher goes on, for its cell's sake."""
@@ -40,9 +40,14 @@ SHARES = Shares(teacher=0.5, transition=0.1)
 FINETUNE = 0.3
 """Share of the time that `smt_finetune` leaves to BPTT, after all stages of SMT."""
 FINETUNE_RATE = 2e-3
+PAPERS_RATES = {"keysvalues": 2e-3}
+PAPERS_RATE, PAPERS_DYNAMICS = 5e-4, 10.0
+"""Peak rate, and weight of the memory's error, in DMT with gradients of one step."""
 LABELLED = 4096
 """Sequences that SMT labels in a cell of `SECONDS`; in a longer one as many more."""
 HELD_OUT = 1024
+SPAN = 8
+"""Timesteps of a part in `bptt_parallel`, as many as the preset's `dmt.depth`."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +57,9 @@ class Cell:
     task: str
     length: int
     method: str
-    """`smt`, `smt_curriculum` (of the teacher's lengths), `smt_finetune` (which ends with BPTT),
-    `bptt`, `bptt_curriculum`, `bptt_truncated`, or `lstm` (unnormalised, by BPTT)."""
+    """With the paper's DMT: `smt`, `smt_curriculum` (of the teacher's lengths), `smt_finetune`
+    (which ends with BPTT). With the preset's: `smt_unrolled`, `smt_unrolled_curriculum`. `bptt`,
+    `bptt_curriculum`, `bptt_truncated`, `bptt_parallel`, `lstm` (unnormalised, by BPTT)."""
     seed: int
     rate: float = 0.0
     """Peak learning rate of BPTT; SMT has its preset's."""
@@ -154,7 +160,9 @@ def _smt(cell: Cell, config: RunConfig) -> dict[str, Any]:
     for stage in ("teacher", "transition.train", "dmt.train"):
         config = config.override(f"{stage}.seed", cell.seed)
     seconds = cell.seconds * (1 - FINETUNE if cell.method == "smt_finetune" else 1)
-    growing = seconds * SHARES.teacher if cell.method == "smt_curriculum" else 0.0
+    if not cell.method.startswith("smt_unrolled"):
+        config = replace(config, dmt=papers_dmt(config.dmt, cell.task))
+    growing = seconds * SHARES.teacher if cell.method.endswith("curriculum") else 0.0
     source = TaskSource(config, cell.seed, growing)
     validation, test = source.held_out("validation"), source.held_out("test")
     longer = source.held_out("test", 4)
@@ -204,6 +212,12 @@ def _smt(cell: Cell, config: RunConfig) -> dict[str, Any]:
     }
 
 
+def papers_dmt(dmt: DmtConfig, task: str) -> DmtConfig:
+    """Return DMT with gradients of one step: a rollout, then a step from all of its states."""
+    train = replace(dmt.train, learning_rate=PAPERS_RATES.get(task, PAPERS_RATE))
+    return replace(dmt, mode="sequential", unroll=False, dynamics=PAPERS_DYNAMICS, train=train)
+
+
 def _solved_after(stages: dict[str, Outcome]) -> float | None:
     """Return the CPU seconds, of all stages so far, at which the RNN first had solved the task."""
     used = 0.0
@@ -224,13 +238,18 @@ def _bptt(cell: Cell, config: RunConfig) -> dict[str, Any]:
     growing = cell.seconds if cell.method == "bptt_curriculum" else 0.0
     source = TaskSource(config, cell.seed, growing)
     validation, test = source.held_out("validation"), source.held_out("test")
+    mode = BpttConfig()
+    if cell.method == "bptt_truncated":
+        mode = BpttConfig(mode="truncated", span=32)
+    elif cell.method == "bptt_parallel":  # a visit for each part: then its states are a rollout's
+        mode = BpttConfig(mode="parallel", span=SPAN, visits=cell.length / SPAN)
     outcome: Outcome
     rnn, outcome = train_bptt(
         model,
         source,
         bptt_settings(config, cell.rate, cell.seed),
         cell.seconds,
-        span=32 if cell.method == "bptt_truncated" else 0,
+        mode=mode,
         enough=ENOUGH,
         score=lambda rnn: rnn_score(rnn, validation).accuracy,
     )

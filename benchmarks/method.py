@@ -33,7 +33,7 @@ from benchmarks.smt import (
     train_teacher,
 )
 from benchmarks.timer import now
-from smt_ray.config import EncoderKind, ModelConfig, RunConfig
+from smt_ray.config import BpttConfig, EncoderKind, ModelConfig, RunConfig
 from smt_ray.model.encoder import build_encoder
 from smt_ray.model.rnn import RNN
 from smt_ray.recipes import on_text
@@ -134,7 +134,8 @@ def bptt(length: int, seconds: float, rate: float, span: int = 0) -> Result:
     config = settings(length)
     source = Corpus(config.data)
     optimisation = replace(config.teacher, learning_rate=rate)
-    rnn, outcome = train_bptt(config.model, source, optimisation, seconds, span=span)
+    mode = BpttConfig(mode="truncated", span=span) if span else BpttConfig()
+    rnn, outcome = train_bptt(config.model, source, optimisation, seconds, mode=mode)
     return {"bits": rnn_score(rnn, source.held_out()).bits, "rate": rate, **_used(outcome)}
 
 

@@ -27,6 +27,7 @@ from smt_ray.objectives.teacher import Teacher
 from smt_ray.objectives.transition import Transition
 
 CPU = torch.device("cpu")
+FULL = BpttConfig()
 ENCODED_AT_ONCE = 64
 """Sequences whose memories are made at once."""
 
@@ -194,20 +195,24 @@ def train_bptt(
     optimisation: TrainConfig,
     seconds: float,
     *,
-    span: int = 0,
+    mode: BpttConfig = FULL,
     start: RNN | None = None,
     enough: float = float("inf"),
     score: Callable[[RNN], float] | None = None,
     every: float = 10.0,
     best: bool = False,
 ) -> tuple[RNN, Outcome]:
-    """Train an RNN by unrolling it, from fresh weights or those of `start`; truncated by `span`."""
-    mode = BpttConfig(mode="truncated", span=span) if span else BpttConfig()
+    """Train an RNN by unrolling it as `mode` says, from fresh weights or those of `start`."""
     torch.manual_seed(optimisation.seed)
     objective = Bptt(model, mode, source.vocabulary)
     if start is not None:
         objective.rnn.load_state_dict(start.state_dict())
     stream = source.training(optimisation.global_batch)
+    if mode.mode == "parallel":
+        stream = Windows(
+            stream, factor=mode.windows, visits=mode.visits, depth=mode.span,
+            seed=optimisation.seed, shape=(model.memory_tokens, model.width),
+        )  # fmt: skip
     outcome = train(
         objective,
         optimisation,

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 
 from benchmarks import cells
-from benchmarks.cells import FINETUNE, Cell, TaskSource, run_cell
+from benchmarks.cells import FINETUNE, UNROLLED, Cell, TaskSource, run_cell
 from benchmarks.tasks import RATES, best_rate
 from smt_ray.recipes import on_task
 
@@ -21,7 +21,7 @@ def few_sequences(monkeypatch):
     monkeypatch.setattr(cells, "LABELLED", 64)
 
 
-@pytest.mark.parametrize("method", ["smt", "smt_curriculum", "smt_finetune"])
+@pytest.mark.parametrize("method", ["smt", "smt_curriculum", "smt_finetune", "smt_unrolled"])
 def test_all_stages_of_smt_share_the_seconds(method):
     result = run_cell(Cell("copy", 8, method, 0, seconds=SECONDS))
     stages = {name: stage["seconds"] for name, stage in result["stages"].items()}
@@ -40,7 +40,7 @@ def test_all_stages_of_smt_share_the_seconds(method):
     assert 0 <= result["teacher_4L"] <= 1
 
 
-@pytest.mark.parametrize("method", ["bptt", "bptt_curriculum", "bptt_truncated", "lstm"])
+@pytest.mark.parametrize("method", UNROLLED)
 def test_methods_that_unroll_take_the_same_seconds(method):
     result = run_cell(Cell("copy", 8, method, 0, 1e-3, SECONDS))
     assert SECONDS <= result["used"] < SECONDS + STEP

@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 
 from benchmarks.cells import FINETUNE, FINETUNE_RATE
 from benchmarks.corpus import Corpus
@@ -31,7 +32,9 @@ from benchmarks.smt import (
     train_dmt,
     train_teacher,
 )
+from smt_ray.config import RunConfig
 from smt_ray.data.pixels import DIGITS
+from smt_ray.data.sources import image_shape
 from smt_ray.model.rnn import RNN
 from smt_ray.recipes import on_pixels
 
@@ -39,13 +42,25 @@ RESULTS = Path(__file__).parents[1] / "docs" / "results" / "pixels"
 SECONDS = 300.0
 RATES = (8e-3, 4e-3, 2e-3, 1e-3)
 SHARES = Shares(teacher=0.5, labels=0.1, transition=0.05)
+FINETUNED = {"smt": 0.0, "smt_finetune": FINETUNE, "smt_unrolled": 0.0}
+"""Share of the time that each method leaves to BPTT at its end."""
 SCORES = 30
 """Scores on validation images within the time of a training: they are what it may end with."""
 
 
-def smt(source: str, seed: int, seconds: float, finetune: float = 0.0) -> Result:
-    """Train SMT within `seconds`, all stages together; the last `finetune` of them are BPTT's."""
-    config = on_pixels("tiny", source)
+def papers_dmt(config: RunConfig) -> RunConfig:
+    """Return a run whose DMT has gradients of one step, from states rolled on by a row."""
+    width = image_shape(config.data)[1]
+    rows = config.transition.train.global_batch
+    train = {"global_batch": rows, "learning_rate": 1e-3}
+    return config.update({"dmt": {"unroll": False, "depth": width, "train": train}})
+
+
+def smt(source: str, seed: int, seconds: float, method: str) -> Result:
+    """Train SMT within `seconds`, all stages together, by a method of `FINETUNED`."""
+    config, finetune = on_pixels("tiny", source), FINETUNED[method] * seconds
+    if method != "smt_unrolled":
+        config = papers_dmt(config)
     for stage in ("teacher", "transition.train", "dmt.train"):
         config = config.override(f"{stage}.seed", seed)
     corpus = Corpus(config.data, seed)
@@ -116,10 +131,8 @@ def main(arguments: Sequence[str]) -> int:
     seconds, seeds = options.scale * SECONDS, range(1 if options.quick else options.seeds)
     jobs = {}
     for seed in seeds:
-        jobs[f"smt-seed{seed}"] = partial(smt, options.source, seed, seconds)
-        jobs[f"smt_finetune-seed{seed}"] = partial(
-            smt, options.source, seed, seconds, FINETUNE * seconds
-        )
+        for method in FINETUNED:
+            jobs[f"{method}-seed{seed}"] = partial(smt, options.source, seed, seconds, method)
         for rate in RATES:
             name = f"bptt-rate{rate:g}-seed{seed}"
             jobs[name] = partial(bptt, options.source, seed, seconds, rate)
@@ -132,20 +145,18 @@ def main(arguments: Sequence[str]) -> int:
 
 def figures(results: dict[str, Result]) -> dict[str, float]:
     """Return the mean bits per pixel of SMT, its teacher, and BPTT at its best rate."""
-    ours = [result for name, result in results.items() if name.startswith("smt-")]
-    tuned = [result for name, result in results.items() if name.startswith("smt_finetune-")]
+    ours = {
+        method: [result for name, result in results.items() if name.startswith(f"{method}-")]
+        for method in FINETUNED
+    }
     by_rate = {
         rate: [r["bits"] for r in results.values() if r.get("rate") == rate] for rate in RATES
     }
-    means = {rate: sum(bits) / len(bits) for rate, bits in by_rate.items()}
+    means = {rate: fmean(bits) for rate, bits in by_rate.items()}
     best = min(means, key=lambda rate: means[rate])
-    return {
-        "smt_bits": sum(result["bits"] for result in ours) / len(ours),
-        "smt_finetune_bits": sum(result["bits"] for result in tuned) / len(tuned),
-        "teacher_bits": sum(result["teacher_bits"] for result in ours) / len(ours),
-        "bptt_bits": means[best],
-        "bptt_rate": best,
-    }
+    found = {f"{method}_bits": fmean(r["bits"] for r in made) for method, made in ours.items()}
+    teacher = fmean(result["teacher_bits"] for result in ours["smt_unrolled"])
+    return {**found, "teacher_bits": teacher, "bptt_bits": means[best], "bptt_rate": best}
 
 
 if __name__ == "__main__":

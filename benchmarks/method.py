@@ -23,6 +23,7 @@ from benchmarks.budget import Outcome
 from benchmarks.corpus import Corpus
 from benchmarks.pool import Result, measure
 from benchmarks.smt import (
+    FULL,
     Labelled,
     Shares,
     label_drift,
@@ -46,19 +47,27 @@ RATES = (8e-3, 4e-3, 2e-3)
 MODES = ("one_step", "sequential", "parallel")
 LABEL_SHAPE = ModelConfig(width=256, memory_tokens=16, heads=8, encoder_depth=8)
 """The shape at which encoders label, L = 256."""
+PAPERS_DMT = {"unroll": False, "depth": 1, "dynamics": 10.0, "train": {"learning_rate": 4e-3}}
+"""DMT with gradients of one step; `smt_unrolled` has the preset's."""
+UNROLLED = Shares(teacher=0.5, labels=0.1)
+SPAN = 8
+"""Timesteps of a part in `bptt_parallel`, as many as the preset's `dmt.depth`."""
 LABELLED = 2048
 EVERY = 4.0
 """CPU seconds between two scores on the way."""
 
 
-def settings(length: int, encoder: EncoderKind = "causal") -> RunConfig:
+def settings(length: int, encoder: EncoderKind = "causal", *, unroll: bool = False) -> RunConfig:
     """Return the preset `tiny` for sequences of `length`, with `TOKENS_A_STEP` in every step.
+
+    DMT has gradients of one step, or the preset's (`unroll`).
 
     The bidirectional encoder makes the memories of sampled timesteps alone, of which a forward has
     fewer than a slot has directions: its dynamics are whitened by slot.
     """
     rows = max(1, TOKENS_A_STEP // length)
     config = on_text("tiny").override("data.sequence_length", length)
+    config = config if unroll else config.update({"dmt": PAPERS_DMT})
     if encoder == "bidirectional":
         loss = {"dense": False, "whiten_dynamics": "slots"}
         config = config.update({"model": {"encoder": encoder}, "loss": loss})
@@ -129,12 +138,28 @@ def smt(length: int, seconds: float, *, modes: Sequence[str] = ("parallel",)) ->
     return result
 
 
-def bptt(length: int, seconds: float, rate: float, span: int = 0) -> Result:
-    """Train the same cell and readout by unrolling, full or cut every `span` timesteps."""
+def smt_unrolled(length: int, seconds: float) -> Result:
+    """Train SMT within `seconds`, its DMT unrolled as the preset has it."""
+    config = settings(length, unroll=True)
+    source = Corpus(config.data)
+    held = source.held_out()
+    trained = train_teacher(config, source, seconds, UNROLLED, LABELLED * 128 // length)
+    labels = Labelled(trained.teacher.encoder, held)
+    left = seconds - trained.seconds
+    objective, outcome = train_dmt(config, source, trained, config.dmt, left)
+    return {
+        "teacher_bits": teacher_score(trained.teacher, held).bits,
+        "seconds_before_dmt": trained.seconds,
+        **_figures(objective.rnn, labels),
+        **_used(outcome),
+    }
+
+
+def bptt(length: int, seconds: float, rate: float, mode: BpttConfig = FULL) -> Result:
+    """Train the same cell and readout by unrolling, as `mode` says."""
     config = settings(length)
     source = Corpus(config.data)
     optimisation = replace(config.teacher, learning_rate=rate)
-    mode = BpttConfig(mode="truncated", span=span) if span else BpttConfig()
     rnn, outcome = train_bptt(config.model, source, optimisation, seconds, mode=mode)
     return {"bits": rnn_score(rnn, source.held_out()).bits, "rate": rate, **_used(outcome)}
 
@@ -194,11 +219,16 @@ def jobs(options: argparse.Namespace) -> dict[str, Any]:
     for length, seconds in lengths.items():
         modes = MODES if length in {32, 128} or not quick else ("parallel",)
         found[f"smt_L{length}"] = partial(smt, length, scale * seconds, modes=modes)
-        for rate in RATES:
-            found[f"bptt_L{length}-rate{rate:g}"] = partial(bptt, length, scale * seconds, rate)
-            if length > 128:
-                name = f"bptt_truncated_L{length}-rate{rate:g}"
-                found[name] = partial(bptt, length, scale * seconds, rate, 64)
+        found[f"smt_unrolled_L{length}"] = partial(smt_unrolled, length, scale * seconds)
+        unrolled = {"bptt": FULL}
+        if length > 128:
+            unrolled["bptt_truncated"] = BpttConfig(mode="truncated", span=64)
+        if not quick:  # a visit for each part, so that its states are a rollout's
+            unrolled["bptt_parallel"] = BpttConfig(mode="parallel", span=SPAN, visits=length / SPAN)
+        for kind, mode in unrolled.items():
+            for rate in RATES:
+                name = f"{kind}_L{length}-rate{rate:g}"
+                found[name] = partial(bptt, length, scale * seconds, rate, mode)
     if quick:
         found["smt_L32"] = partial(smt, 32, scale * 90.0, modes=MODES)
     for encoder in get_args(EncoderKind):
@@ -219,13 +249,12 @@ def figures(results: dict[str, Result]) -> dict[str, Any]:
         for name in ("bits", "drift"):
             found[f"{name}_{mode}"] = results["smt_L128"][mode][name]
     for name, result in results.items():
-        if name.startswith("smt_"):
-            length = name.removeprefix("smt_")
+        kind, _, length = name.partition("-")[0].rpartition("_")
+        if kind == "smt":
             found[f"smt_bits_{length}"] = result["parallel"]["bits"]
             if "sequential" in result:
                 found[f"dmt_speedup_{length}"] = speedup(result)
-        elif name.startswith("bptt_"):
-            kind, _, length = name.partition("-")[0].rpartition("_")
+        elif kind.startswith(("smt_", "bptt")):
             key = f"{kind}_bits_{length}"
             found[key] = min(found.get(key, result["bits"]), result["bits"])
     return found

@@ -144,7 +144,13 @@ def of_method(results: dict[str, Result]) -> dict[str, Any]:
     speeds = {
         length: found[key] for length in lengths if (key := f"dmt_speedup_L{length}") in found
     }
-    kinds = {"smt": "SMT and DMT", "bptt": "BPTT", "bptt_truncated": "BPTT, cut every 64"}
+    kinds = {
+        "smt": "SMT and DMT",
+        "smt_unrolled": "DMT unrolled",
+        "bptt": "BPTT",
+        "bptt_truncated": "BPTT, cut every 64",
+        "bptt_parallel": "BPTT in parallel",
+    }
     by_length = [
         [f"L = {length}", *(found.get(f"{kind}_bits_L{length}") for kind in kinds)]
         for length in lengths

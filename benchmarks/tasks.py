@@ -50,7 +50,10 @@ def best_rate(
 
 def quick(directory: Path, seconds: float) -> dict[str, float]:
     """Measure SMT, its control, its teacher and BPTT on three tasks, one seed."""
-    cells = [Cell(task, length, "smt", 0, seconds=seconds) for task, length in QUICK]
+    cells = [
+        Cell(task, length, method, 0, seconds=seconds)
+        for task, length in QUICK for method in ("smt", "smt_unrolled")
+    ]  # fmt: skip
     for task, length in QUICK:
         rate = best_rate(task, length, "bptt", RESULTS)
         cells.append(Cell(task, length, "bptt", 0, rate, seconds))

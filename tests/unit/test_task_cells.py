@@ -47,6 +47,22 @@ def test_methods_that_unroll_take_the_same_seconds(method):
     assert result["tokens"] > 0
 
 
+def test_only_the_unrolled_methods_keep_the_presets_dmt(monkeypatch):
+    trained, train = [], cells.train_dmt
+
+    def remember(*given, **options):
+        trained.append(given[3])
+        return train(*given, **options)
+
+    monkeypatch.setattr(cells, "train_dmt", remember)
+    for method in ("smt", "smt_unrolled"):
+        run_cell(Cell("copy", 8, method, 1, seconds=0.5))
+    paper, ours = trained
+    assert (paper.mode, paper.unroll, paper.train.learning_rate) == ("sequential", False, 5e-4)
+    assert ours == on_task("tiny", "task:copy", 8).dmt
+    assert ours.unroll
+
+
 def test_in_a_curriculum_lengths_reach_that_of_the_task_and_stay(monkeypatch):
     clock = iter((5.0, 5.0, 6.9, 7.1, 9.1, 40.0))
     monkeypatch.setattr(cells, "now", lambda: next(clock))

@@ -39,7 +39,8 @@ def roll(
 
 
 def _cut(inputs: Int[Tensor, "B L"], span: int) -> Int[Tensor, "N T"]:
-    """Cut all sequences into parts of `span` inputs, the last one filled up."""
+    """Cut all sequences into parts of `span` inputs, at most L; the last one is filled up."""
+    span = min(span, inputs.shape[1])
     return F.pad(inputs, (0, -inputs.shape[1] % span)).view(-1, span)
 
 

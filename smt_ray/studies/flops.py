@@ -119,13 +119,12 @@ def validation_flops(config: RunConfig, vocabulary: int) -> dict[str, float]:
 
 def _dmt_steps(dmt: DmtConfig, length: int) -> int:
     """Return the cell's forward steps in a visit of DMT; one with its gradient counts as three."""
-    parts, whole = math.ceil(length / dmt.depth), 1 + BACKWARD
+    depth, whole = min(dmt.depth, length), 1 + BACKWARD
+    parts = math.ceil(length / depth)
     if dmt.unroll:  # `sequential` rolls out to the last part first
-        before = (parts - 1) * dmt.depth if dmt.mode == "sequential" else 0
-        return before + whole * parts * dmt.depth
-    before = {"one_step": 0, "parallel": parts * (dmt.depth - 1), "sequential": length - 1}[
-        dmt.mode
-    ]
+        before = (parts - 1) * depth if dmt.mode == "sequential" else 0
+        return before + whole * parts * depth
+    before = {"one_step": 0, "parallel": parts * (depth - 1), "sequential": length - 1}[dmt.mode]
     return before + whole * length
 
 

@@ -117,7 +117,7 @@ def test_images_give_the_sequence_its_length(tmp_path):
     large.write_bytes(gzip.compress(content))
     run = pretrain_pixels.parse(["--data.source", f"pixels:{large}"]).run
     assert (run.loss.horizon, run.loss.timesteps) == (32, 16)
-    assert {run.teacher.global_batch, run.dmt.train.global_batch} == {2}
+    assert (run.teacher.global_batch, run.dmt.train.global_batch, run.dmt.depth) == (2, 4, 28)
     assert {run.bptt.train.global_batch, run.finetune.train.global_batch} == {4}
     assert run.labels.fraction == pytest.approx(512 / 1000)
     (tmp_path / "mine.yaml").write_text(f"data: {{source: 'pixels:{file}'}}")

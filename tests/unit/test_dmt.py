@@ -100,7 +100,7 @@ def test_a_visit_rolls_on_for_depth_timesteps_from_every_state_kept(depth):
 
 
 @pytest.mark.parametrize("mode", ["parallel", "sequential", "one_step"])
-@pytest.mark.parametrize("depth", [1, 4, L])
+@pytest.mark.parametrize("depth", [1, 4, L, 2 * L])
 def test_unrolled_the_gradient_of_both_losses_runs_through_each_part_alone(mode, depth):
     model, batch = dmt(mode=mode, depth=depth, unroll=True), make_batch()
     batch["state"] = torch.randn(B, L, K, D)

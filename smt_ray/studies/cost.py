@@ -182,10 +182,13 @@ def _trained(scenario: Scenario, name: str, train: TrainConfig, stage: Stage) ->
         / efficiency
         + checkpoints * stage.checkpoint_s * max(1.0, parameters / stage.parameters)
     )
-    read = TOKEN_BYTES * tokens
-    if on_labels:  # DMT keeps windows in flight for several visits
-        fresh = run.dmt.visits if name == "dmt" and run.dmt.mode == "parallel" else 1.0
-        read = (TOKEN_BYTES + _label_bytes_of_one(run)) * tokens / fresh
+    kept = {
+        stage: settings.visits
+        for stage, settings in (("dmt", run.dmt), ("finetune", run.finetune), ("bptt", run.bptt))
+        if settings.mode == "parallel"
+    }
+    visits = kept.get(name, 1.0)
+    read = (TOKEN_BYTES + (_label_bytes_of_one(run) if on_labels else 0)) * tokens / visits
     return _row(
         scenario,
         name,

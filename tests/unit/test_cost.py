@@ -56,6 +56,11 @@ def test_a_trillion_tokens_on_paper():
     labels = rows["labels"]["label_bytes"]
     assert rows["transition"]["storage_bytes"] == pytest.approx(labels + 4e12, rel=1e-9)
     assert rows["dmt"]["storage_bytes"] == pytest.approx(2 * (labels + 4e12) / RUN.dmt.visits)
+    changes = {"enabled": True, "mode": "parallel", "visits": 5.0}
+    run = RUN.update({"bptt": changes, "finetune": {"enabled": True}})
+    rows = by_stage(replace(SCENARIO, run=run), assumed(reached))
+    assert rows["bptt"]["storage_bytes"] == pytest.approx(4e12 / 5)
+    assert rows["finetune"]["storage_bytes"] == pytest.approx(4e12)
 
 
 def test_a_trillion_tokens_fit_the_terminal():

@@ -41,8 +41,8 @@ FINETUNE = 0.3
 """Share of the time that `smt_finetune` leaves to BPTT, after all stages of SMT."""
 FINETUNE_RATE = 2e-3
 PAPERS_RATES = {"keysvalues": 2e-3}
-PAPERS_RATE, PAPERS_DYNAMICS = 5e-4, 10.0
-"""Peak rate, and weight of the memory's error, in DMT with gradients of one step."""
+PAPERS_RATE, PAPERS_DYNAMICS, PAPERS_BATCH = 5e-4, 10.0, 16
+"""Peak rate, weight of the memory's error, and batch of DMT with gradients of one step."""
 LABELLED = 4096
 """Sequences that SMT labels in a cell of `SECONDS`; in a longer one as many more."""
 HELD_OUT = 1024
@@ -214,7 +214,8 @@ def _smt(cell: Cell, config: RunConfig) -> dict[str, Any]:
 
 def papers_dmt(dmt: DmtConfig, task: str) -> DmtConfig:
     """Return DMT with gradients of one step: a rollout, then a step from all of its states."""
-    train = replace(dmt.train, learning_rate=PAPERS_RATES.get(task, PAPERS_RATE))
+    rate = PAPERS_RATES.get(task, PAPERS_RATE)
+    train = replace(dmt.train, learning_rate=rate, global_batch=PAPERS_BATCH)
     return replace(dmt, mode="sequential", unroll=False, dynamics=PAPERS_DYNAMICS, train=train)
 
 

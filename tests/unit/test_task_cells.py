@@ -57,10 +57,11 @@ def test_only_the_unrolled_methods_keep_the_presets_dmt(monkeypatch):
 
     monkeypatch.setattr(cells, "train_dmt", remember)
     for method in ("smt", "smt_unrolled"):
-        run_cell(Cell("copy", 8, method, 1, seconds=0.5))
+        run_cell(Cell("modular", 8, method, 1, seconds=0.5))
     paper, ours = trained
-    assert (paper.mode, paper.unroll, paper.train.learning_rate) == ("sequential", False, 5e-4)
-    assert ours == on_task("tiny", "task:copy", 8).override("dmt.train.seed", 1).dmt
+    assert (paper.mode, paper.unroll, paper.dynamics) == ("sequential", False, 10.0)
+    assert (paper.train.learning_rate, paper.train.global_batch) == (5e-4, 16)
+    assert ours == on_task("tiny", "task:modular", 8).override("dmt.train.seed", 1).dmt
     assert ours.unroll
 
 

@@ -3,7 +3,7 @@
 Shapes: N sequences, B batch, L inputs in a sequence.
 """
 
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import pyarrow as pa
@@ -34,8 +34,8 @@ class Corpus(Source):
         return self._sequences("train")
 
     def training(self, batch: int) -> Stream:
-        """Return batches of sequences drawn with replacement."""
-        return Drawn(self.train, batch, self.seed)
+        """Return batches of sequences, each of which comes once in a pass."""
+        return Shuffled(self.train, batch, self.seed)
 
     def held_out(self) -> Batch:
         """Return validation sequences of at most `HELD_OUT_TOKENS` inputs, drawn once and for all.
@@ -46,7 +46,7 @@ class Corpus(Source):
         rows = HELD_OUT_TOKENS // length
         if len(found) <= rows:
             return found.batch(torch.arange(len(found)))
-        return Drawn(found, rows, -1).batch(0)
+        return found.batch(hashed(-1, 0, torch.arange(rows)) % len(found))
 
     def _sequences(self, split: str) -> "Sequences":
         length, tables = self.config.sequence_length, list[pa.Table]()
@@ -85,14 +85,21 @@ class Sequences:
         }
 
 
-class Drawn(Stream):
-    """Batches of rows drawn by a hash of the step."""
+class Shuffled(Stream):
+    """Batches of all rows in turn, in an order that is drawn anew for each pass over them."""
 
     def __init__(self, sequences: Sequences, rows: int, seed: int) -> None:
         """Draw `rows` of the sequences a step."""
         self.sequences, self.rows, self.seed = sequences, rows, seed
+        self.order = lru_cache(maxsize=2)(self._order)
 
     def batch(self, step: int) -> Batch:
-        """Return the batch of `step`."""
-        drawn = hashed(self.seed, step, torch.arange(self.rows)) % len(self.sequences)
-        return self.sequences.batch(drawn)
+        """Return the batch of `step`, which may begin in one pass and end in the next."""
+        places = range(step * self.rows, (step + 1) * self.rows)
+        turns = [divmod(place, len(self.sequences)) for place in places]
+        return self.sequences.batch(torch.stack([self.order(number)[row] for number, row in turns]))
+
+    def _order(self, number: int) -> torch.Tensor:
+        """Return the rows in the order of pass `number`."""
+        generator = torch.Generator().manual_seed(int(hashed(self.seed, number)))
+        return torch.randperm(len(self.sequences), generator=generator)

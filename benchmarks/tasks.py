@@ -24,7 +24,7 @@ from smt_ray.tasks import TASKS
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "tasks"
 """Where the cells of the full table are kept; `--quick` takes the best rate of BPTT from them."""
-RATES = (1e-3, 3e-3, 3e-4, 1e-4)
+RATES = (1e-3, 3e-3, 8e-3, 3e-4, 1e-4)
 """Peak learning rates of BPTT; the first counts where none was measured."""
 QUICK = (("retrieval", 32), ("retrieval", 64), ("copy", 32))
 

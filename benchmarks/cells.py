@@ -15,6 +15,7 @@ from benchmarks.smt import (
     Shares,
     Source,
     bptt_settings,
+    papers_dmt,
     rnn_score,
     teacher_score,
     told_ahead,
@@ -23,7 +24,7 @@ from benchmarks.smt import (
     train_teacher,
 )
 from benchmarks.timer import now
-from smt_ray.config import BpttConfig, DmtConfig, RunConfig, TaskConfig
+from smt_ray.config import BpttConfig, RunConfig, TaskConfig
 from smt_ray.data.reader import Batch, Stream
 from smt_ray.model.rnn import RNN
 from smt_ray.objectives.objective import hashed
@@ -40,9 +41,8 @@ SHARES = Shares(teacher=0.5, transition=0.1)
 FINETUNE = 0.3
 """Share of the time that `smt_finetune` leaves to BPTT, after all stages of SMT."""
 FINETUNE_RATE = 2e-3
-PAPERS_RATES = {"keysvalues": 2e-3}
-PAPERS_RATE, PAPERS_DYNAMICS, PAPERS_BATCH = 5e-4, 10.0, 16
-"""Peak rate, weight of the memory's error, and batch of DMT with gradients of one step."""
+PAPERS_RATE, PAPERS_RATES = 5e-4, {"keysvalues": 2e-3}
+"""Peak rates of DMT with gradients of one step."""
 LABELLED = 4096
 """Sequences that SMT labels in a cell of `SECONDS`; in a longer one as many more."""
 HELD_OUT = 1024
@@ -161,7 +161,8 @@ def _smt(cell: Cell, config: RunConfig) -> dict[str, Any]:
         config = config.override(f"{stage}.seed", cell.seed)
     seconds = cell.seconds * (1 - FINETUNE if cell.method == "smt_finetune" else 1)
     if not cell.method.startswith("smt_unrolled"):
-        config = replace(config, dmt=papers_dmt(config.dmt, cell.task))
+        rate = PAPERS_RATES.get(cell.task, PAPERS_RATE)
+        config = papers_dmt(config, rate, mode="sequential")
     growing = seconds * SHARES.teacher if cell.method.endswith("curriculum") else 0.0
     source = TaskSource(config, cell.seed, growing)
     validation, test = source.held_out("validation"), source.held_out("test")
@@ -210,13 +211,6 @@ def _smt(cell: Cell, config: RunConfig) -> dict[str, Any]:
         },
         "scores": {name: stage.scores for name, stage in stages.items() if stage.scores},
     }
-
-
-def papers_dmt(dmt: DmtConfig, task: str) -> DmtConfig:
-    """Return DMT with gradients of one step: a rollout, then a step from all of its states."""
-    rate = PAPERS_RATES.get(task, PAPERS_RATE)
-    train = replace(dmt.train, learning_rate=rate, global_batch=PAPERS_BATCH)
-    return replace(dmt, mode="sequential", unroll=False, dynamics=PAPERS_DYNAMICS, train=train)
 
 
 def _solved_after(stages: dict[str, Outcome]) -> float | None:

@@ -27,6 +27,7 @@ from benchmarks.smt import (
     Labelled,
     Shares,
     label_drift,
+    papers_dmt,
     rnn_score,
     teacher_score,
     train_bptt,
@@ -47,8 +48,8 @@ RATES = (8e-3, 4e-3, 2e-3)
 MODES = ("one_step", "sequential", "parallel")
 LABEL_SHAPE = ModelConfig(width=256, memory_tokens=16, heads=8, encoder_depth=8)
 """The shape at which encoders label, L = 256."""
-PAPERS_DMT = {"unroll": False, "depth": 1, "dynamics": 10.0, "train": {"learning_rate": 4e-3}}
-"""DMT with gradients of one step; `smt_unrolled` has the preset's."""
+PAPERS_RATE = 4e-3
+"""Peak rate of DMT with gradients of one step."""
 UNROLLED = Shares(teacher=0.5, labels=0.1)
 SPAN = 8
 """Timesteps of a part in `bptt_parallel`, as many as the preset's `dmt.depth`."""
@@ -67,7 +68,7 @@ def settings(length: int, encoder: EncoderKind = "causal", *, unroll: bool = Fal
     """
     rows = max(1, TOKENS_A_STEP // length)
     config = on_text("tiny").override("data.sequence_length", length)
-    config = config if unroll else config.update({"dmt": PAPERS_DMT})
+    config = config if unroll else papers_dmt(config, PAPERS_RATE)
     if encoder == "bidirectional":
         loss = {"dense": False, "whiten_dynamics": "slots"}
         config = config.update({"model": {"encoder": encoder}, "loss": loss})

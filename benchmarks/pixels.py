@@ -25,6 +25,7 @@ from benchmarks.smt import (
     Shares,
     bptt_settings,
     label_drift,
+    papers_dmt,
     rnn_score,
     teacher_score,
     told_ahead,
@@ -32,7 +33,6 @@ from benchmarks.smt import (
     train_dmt,
     train_teacher,
 )
-from smt_ray.config import RunConfig
 from smt_ray.data.pixels import DIGITS
 from smt_ray.data.sources import image_shape
 from smt_ray.model.rnn import RNN
@@ -41,6 +41,8 @@ from smt_ray.recipes import on_pixels
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "pixels"
 SECONDS = 300.0
 RATES = (8e-3, 4e-3, 2e-3, 1e-3)
+PAPERS_RATE = 1e-3
+"""Peak rate of DMT with gradients of one step."""
 SHARES = Shares(teacher=0.5, labels=0.1, transition=0.05)
 FINETUNED = {"smt": 0.0, "smt_finetune": FINETUNE, "smt_unrolled": 0.0}
 """Share of the time that each method leaves to BPTT at its end."""
@@ -48,19 +50,12 @@ SCORES = 30
 """Scores on validation images within the time of a training: they are what it may end with."""
 
 
-def papers_dmt(config: RunConfig) -> RunConfig:
-    """Return a run whose DMT has gradients of one step, from states rolled on by a row."""
-    width = image_shape(config.data)[1]
-    rows = config.transition.train.global_batch
-    train = {"global_batch": rows, "learning_rate": 1e-3}
-    return config.update({"dmt": {"unroll": False, "depth": width, "train": train}})
-
-
 def smt(source: str, seed: int, seconds: float, method: str) -> Result:
     """Train SMT within `seconds`, all stages together, by a method of `FINETUNED`."""
     config, finetune = on_pixels("tiny", source), FINETUNED[method] * seconds
     if method != "smt_unrolled":
-        config = papers_dmt(config)
+        row = image_shape(config.data)[1]
+        config = papers_dmt(config, PAPERS_RATE, depth=row)
     for stage in ("teacher", "transition.train", "dmt.train"):
         config = config.override(f"{stage}.seed", seed)
     corpus = Corpus(config.data, seed)

@@ -6,7 +6,7 @@ Shapes: B batch, L sequence, K memory tokens, D width.
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float
@@ -79,6 +79,16 @@ class Stored(Stream):
     def batch(self, step: int) -> Batch:
         """Return batch `step`, from the first again after the last."""
         return self.batches[step % len(self.batches)]
+
+
+def papers_dmt(config: RunConfig, rate: float, **changes: Any) -> RunConfig:
+    """Return a run whose DMT has gradients of one step (Eq. 6), at a peak rate of its own.
+
+    `changes` are of other fields of `dmt`, e.g. mode `sequential`, which is the paper's loop.
+    """
+    train = {"learning_rate": rate, "global_batch": config.transition.train.global_batch}
+    dmt = {"unroll": False, "depth": 1, "dynamics": 10.0, "train": train}
+    return config.update({"dmt": {**dmt, **changes}})
 
 
 def train_teacher(

@@ -97,10 +97,7 @@ TINY_PIXELS: dict[str, Any] = {
     "loss": {"dynamics": 1.0},
     "teacher": {"steps": 6000, "learning_rate": 6e-3, "validate_every": 750},
     "transition": {"train": {"steps": 750, "learning_rate": 2e-3}},
-    "dmt": {
-        "dynamics": 10.0,
-        "train": {"steps": 3000, "learning_rate": 2e-3, "validate_every": 750},
-    },
+    "dmt": {"train": {"steps": 3000, "learning_rate": 2e-3, "validate_every": 750}},
 }
 """What `tiny` changes for images of any size."""
 

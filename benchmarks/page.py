@@ -1,0 +1,70 @@
+"""Pieces of `docs/results.md`: Markdown tables, spreads over seeds, panels of curves."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from matplotlib import rc_context
+
+from benchmarks.pool import Result
+from smt_ray.evaluation.plots import SERIES, STYLE, Series, new_figure
+
+DOCS = Path(__file__).parents[1] / "docs"
+CURVES = {
+    "bptt": SERIES["bptt"],
+    "bptt_parallel": Series("BPTT in parallel", SERIES["bptt"].color, (0, (1, 1.5))),
+    "teacher": SERIES["teacher"],
+    "smt": Series("SMT, the paper's DMT", "#5b9bd5", (0, (3, 1.2))),
+    "smt_unrolled": Series("SMT, DMT unrolled", SERIES["rnn"].color, "-", 2.0),
+}
+"""How each method is drawn."""
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Return a Markdown table; numbers have three digits after the point."""
+
+    def text(value: object) -> str:
+        return f"{value:.3f}" if isinstance(value, float) else "-" if value is None else str(value)
+
+    lines = [head, ["---"] * len(head), *([text(value) for value in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def spread(values: Sequence[float]) -> str:
+    """Return the mean, and least and greatest where there are several."""
+    mean = f"{fmean(values):.3f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.3f} to {max(values):.3f})"
+
+
+def spread_of(figure: str, cells: Sequence[Result]) -> str | None:
+    """Return the spread of a figure over the cells that have it, if there are such."""
+    values = [cell[figure] for cell in cells if cell.get(figure) is not None]
+    return spread(values) if values else None
+
+
+def seeds(results: dict[str, Result]) -> int:
+    """Return how many seeds the results are of."""
+    return len({name.rpartition("-seed")[2] for name in results})
+
+
+def draw(
+    name: str, panels: Mapping[str, Mapping[str, Sequence[Sequence[float]]]], **axes_settings: Any
+) -> None:
+    """Draw a panel for each group of curves, to `docs/results/NAME.png`."""
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    with rc_context(STYLE):
+        figure = new_figure(2.2 * rows)
+        figure.set_figwidth(max(4.2, 2.8 * columns))
+        for place, (title, curves) in enumerate(panels.items(), start=1):
+            axes = figure.add_subplot(rows, columns, place, title=title)
+            for key, curve in curves.items():
+                if curve:
+                    series, (x, y) = CURVES[key], zip(*curve, strict=True)
+                    style = {"color": series.color, "linestyle": series.dashes}
+                    axes.plot(x, y, label=series.label, linewidth=series.width, **style)
+            axes.set(**axes_settings)
+            if place == 1:
+                axes.legend(frameon=False)
+        figure.savefig(DOCS / "results" / f"{name}.png", dpi=120, facecolor="white")

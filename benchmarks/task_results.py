@@ -1,0 +1,142 @@
+"""Who solves which task: a table to look at, one to look things up in, curves against time."""
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from benchmarks.cells import FINETUNE, OURS, SECONDS, SOLVED
+from benchmarks.page import draw, seeds, spread, spread_of, table
+from benchmarks.pool import Result
+
+Panels = dict[str, dict[str, Sequence[Sequence[float]]]]
+AT_A_GLANCE = {
+    "smt_unrolled": "SMT",
+    "smt_unrolled_curriculum": "SMT, short first",
+    "smt": "SMT, the paper's DMT",
+    "bptt": "BPTT",
+    "bptt_curriculum": "BPTT, short first",
+    "bptt_parallel": "BPTT in parallel",
+    "lstm": "LSTM",
+}
+"""Columns of the table to look at; the last is another cell."""
+APART, ALIKE = 0.05, 0.005
+"""Accuracies by which the methods of a row must differ to have a best one, and may to share it."""
+
+
+def of_tasks(results: dict[str, Result]) -> dict[str, Any]:
+    """Return who solves which task."""
+    rates: dict[Group, dict[float, list[Result]]] = {}
+    for cell in results.values():
+        group = Group(cell["task"], cell["length"], cell["seconds"], cell["method"])
+        rates.setdefault(group, {}).setdefault(cell["rate"], []).append(cell)
+    best = {group: min(rates[group].values(), key=_bits_of_first_seed) for group in sorted(rates)}
+    draw("tasks", _curves(results), ylim=(0, 1.02))
+    return {
+        "glance": _glance(best),
+        "table": _table(best, {group: len(tried) for group, tried in rates.items()}),
+        "seconds": f"{SECONDS:g}",
+        "share": 1 - FINETUNE,
+        "seeds": seeds(results),
+    }
+
+
+class Group(NamedTuple):
+    """Cells that differ in seed and rate alone."""
+
+    task: str
+    length: int
+    seconds: float
+    method: str
+
+
+def _glance(best: Mapping[Group, Sequence[Result]]) -> str:
+    """Return mean accuracies (and of how many seeds), the best of the same cell in bold.
+
+    Where all methods are at chance there is none.
+    """
+    rows = []
+    for task, length in sorted({group[:2] for group in best}):
+        found = {
+            method: best[group]
+            for method in AT_A_GLANCE
+            if (group := Group(task, length, SECONDS, method)) in best
+        }
+        means = {m: fmean(cell["accuracy"] for cell in cells) for m, cells in found.items()}
+        texts = {m: f"{mean:.3f} ({len(found[m])})" for m, mean in means.items()}
+        same = {method: mean for method, mean in means.items() if method != "lstm"}
+        if same and max(same.values()) > min(same.values()) + APART:
+            first = max(same, key=lambda method: same[method])
+            texts |= {m: f"**{texts[m]}**" for m in same if same[m] > same[first] - ALIKE}
+        if found:
+            rows.append([task, length, *(texts.get(method) for method in AT_A_GLANCE)])
+    return table(["task", "L", *AT_A_GLANCE.values()], rows)
+
+
+def _table(best: Mapping[Group, Sequence[Result]], tried: Mapping[Group, int]) -> str:
+    """Return all that was measured of the best rate of every method."""
+    rows = []
+    for group, cells in best.items():
+        ours = group.method in OURS
+        chosen = "" if ours else f", rate {cells[0]['rate']:g} ({tried[group]} tried)"
+        times = [cell["solved_after"] for cell in cells]
+        rows.append(
+            [
+                group.task,
+                group.length,
+                f"{group.seconds:g} s",
+                group.method.replace("_", " ") + chosen,
+                spread([cell["accuracy"] for cell in cells]),
+                f"{sum(cell['accuracy'] >= SOLVED for cell in cells)} of {len(cells)}",
+                None if None in times else f"{fmean(times):.0f} s",
+                spread_of("teacher", cells),
+                spread_of("told_ahead", cells),
+                spread_of("one_step", cells) if group.method == "smt" else None,
+                spread([cell["accuracy_4L"] for cell in cells]),
+                spread_of("teacher_4L", cells),
+                None if ours else _at_equal_tokens(cells, best.get(group._replace(method="smt"))),
+            ]
+        )
+    head = ["task", "L", "time", "method", "accuracy", "solved"]
+    head += ["after", "teacher", "told ahead", "one step", "at 4L", "teacher at 4L"]
+    head += ["at equal tokens"]
+    return table(head, rows)
+
+
+def _bits_of_first_seed(cells: Sequence[Result]) -> float:
+    return next((cell["bits"] for cell in cells if cell["seed"] == 0), float("inf"))
+
+
+def _at_equal_tokens(cells: Sequence[Result], ours: Sequence[Result] | None) -> str | None:
+    """Return the last scores on validation before a cell had read more sequences than SMT had."""
+    if ours is None:
+        return None
+    read = [cell["stages"][made]["tokens"] for cell in ours for made in ("teacher", "labels")]
+    tokens = sum(read) / len(ours)
+    scores = []
+    for cell in cells:
+        seconds = cell["used"] * tokens / cell["tokens"]
+        before = [score for at, score in cell["scores"]["bptt"] if at <= seconds]
+        scores.append(before[-1] if before else 0.0)
+    return spread(scores)
+
+
+def _curves(results: dict[str, Result]) -> Panels:
+    """Return the scores on the way of the first seed: SMT's after those of its teacher."""
+    panels: Panels = {}
+    order = sorted(results.values(), key=lambda cell: (cell["task"], cell["length"]))
+    for cell in (cell for cell in order if not cell["seed"]):
+        title = f"{cell['task']}, L = {cell['length']}, {cell['seconds']:g} s"
+        method = cell["method"]
+        if method in {"smt", "smt_unrolled"}:
+            curves = panels.setdefault(title, {})
+            before = sum(s["seconds"] for name, s in cell["stages"].items() if name != "dmt")
+            curves.setdefault("teacher", cell["scores"]["teacher"])
+            curves[method] = [(before + at, score) for at, score in cell["scores"]["dmt"]]
+        elif method in {"bptt", "bptt_parallel"}:
+            curves = panels.setdefault(title, {})
+            curves[method] = max(curves.get(method, []), cell["scores"]["bptt"], key=_last)
+    return panels
+
+
+def _last(curve: Sequence[Sequence[float]]) -> float:
+    return curve[-1][1] if curve else float("-inf")

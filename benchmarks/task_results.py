@@ -29,7 +29,7 @@ def of_tasks(results: dict[str, Result]) -> dict[str, Any]:
     for cell in results.values():
         group = Group(cell["task"], cell["length"], cell["seconds"], cell["method"])
         rates.setdefault(group, {}).setdefault(cell["rate"], []).append(cell)
-    best = {group: min(rates[group].values(), key=_bits_of_first_seed) for group in sorted(rates)}
+    best = {group: min(rates[group].values(), key=_rank) for group in sorted(rates)}
     draw("tasks", _curves(results), ylim=(0, 1.02))
     return {
         "glance": _glance(best),
@@ -102,8 +102,10 @@ def _table(best: Mapping[Group, Sequence[Result]], tried: Mapping[Group, int]) -
     return table(head, rows)
 
 
-def _bits_of_first_seed(cells: Sequence[Result]) -> float:
-    return next((cell["bits"] for cell in cells if cell["seed"] == 0), float("inf"))
+def _rank(cells: Sequence[Result]) -> tuple[float, int]:
+    """Return what the best rate has least of: bits on the first seed; where level, more seeds."""
+    bits = next((cell["bits"] for cell in cells if cell["seed"] == 0), float("inf"))
+    return round(bits, 3), -len(cells)
 
 
 def _at_equal_tokens(cells: Sequence[Result], ours: Sequence[Result] | None) -> str | None:

@@ -8,15 +8,15 @@ from typing import Any
 from matplotlib import rc_context
 
 from benchmarks.pool import Result
-from smt_ray.evaluation.plots import SERIES, STYLE, Series, new_figure
+from smt_ray.evaluation.plots import SERIES, STYLE, new_figure
 
 DOCS = Path(__file__).parents[1] / "docs"
 CURVES = {
     "bptt": SERIES["bptt"],
-    "bptt_parallel": Series("BPTT in parallel", SERIES["bptt"].color, (0, (1, 1.5))),
+    "bptt_parallel": SERIES["bptt"]._replace(label="BPTT in parallel", dashes=(0, (1, 1.5))),
     "teacher": SERIES["teacher"],
-    "smt": Series("SMT, the paper's DMT", "#5b9bd5", (0, (3, 1.2))),
-    "smt_unrolled": Series("SMT, DMT unrolled", SERIES["rnn"].color, "-", 2.0),
+    "smt": SERIES["rnn_before_dmt"]._replace(label="SMT, the paper's DMT"),
+    "smt_unrolled": SERIES["rnn"]._replace(label="SMT, DMT unrolled"),
 }
 """How each method is drawn."""
 

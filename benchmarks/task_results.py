@@ -5,7 +5,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from benchmarks.cells import FINETUNE, OURS, SECONDS, SOLVED
-from benchmarks.page import draw, seeds, spread, spread_of, table
+from benchmarks.page import CURVES, draw, seeds, spread, spread_of, table
 from benchmarks.pool import Result
 
 Panels = dict[str, dict[str, Sequence[Sequence[float]]]]
@@ -126,16 +126,17 @@ def _curves(results: dict[str, Result]) -> Panels:
     """Return the scores on the way of the first seed: SMT's after those of its teacher."""
     panels: Panels = {}
     order = sorted(results.values(), key=lambda cell: (cell["task"], cell["length"]))
-    for cell in (cell for cell in order if not cell["seed"]):
-        title = f"{cell['task']}, L = {cell['length']}, {cell['seconds']:g} s"
+    for cell in order:
         method = cell["method"]
-        if method in {"smt", "smt_unrolled"}:
-            curves = panels.setdefault(title, {})
+        if cell["seed"] or method not in CURVES:
+            continue
+        title = f"{cell['task']}, L = {cell['length']}, {cell['seconds']:g} s"
+        curves = panels.setdefault(title, {})
+        if method in OURS:
             before = sum(s["seconds"] for name, s in cell["stages"].items() if name != "dmt")
             curves.setdefault("teacher", cell["scores"]["teacher"])
             curves[method] = [(before + at, score) for at, score in cell["scores"]["dmt"]]
-        elif method in {"bptt", "bptt_parallel"}:
-            curves = panels.setdefault(title, {})
+        else:
             curves[method] = max(curves.get(method, []), cell["scores"]["bptt"], key=_last)
     return panels
 

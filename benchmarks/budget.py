@@ -75,7 +75,8 @@ def train(
         share = max(outcome.seconds / seconds, outcome.steps / steps)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(schedule, int(share * FINE))
-        batch = {**stream.batch(outcome.steps), "step": torch.tensor(outcome.steps)}
+        done = {"step": torch.tensor(outcome.steps), "progress": torch.tensor(share)}
+        batch = {**stream.batch(outcome.steps), **done}
         carry = _step(objective, optimizer, parameters, batch, config.clip_norm)
         if carry is not None:
             stream.carry(outcome.steps, carry)

@@ -87,7 +87,7 @@ def papers_dmt(config: RunConfig, rate: float, **changes: Any) -> RunConfig:
     `changes` are of other fields of `dmt`, e.g. mode `sequential`, which is the paper's loop.
     """
     train = {"learning_rate": rate, "global_batch": config.transition.train.global_batch}
-    dmt = {"unroll": False, "depth": 1, "dynamics": 10.0, "train": train}
+    dmt = {"unroll": False, "depth": 1, "dynamics": 10.0, "fade": 0.0, "train": train}
     return config.update({"dmt": {**dmt, **changes}})
 
 

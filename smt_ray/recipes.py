@@ -42,6 +42,7 @@ TINY_TASK: dict[str, Any] = {
     "transition": {"train": {"steps": 1000, "global_batch": 16, "learning_rate": 2e-3}},
     "dmt": {
         "dynamics": 10.0,  # where only the teacher tells what will be asked for much later
+        "fade": 0.5,  # where the teacher learns little, the cell may go on without it
         "train": {"steps": 3000, "global_batch": 16, "learning_rate": 2e-3},
     },
     "finetune": {"train": {"steps": 1000, "global_batch": 16, "learning_rate": 2e-3}},

@@ -110,6 +110,9 @@ class DmtConfig:
     truncated BPTT of all parts at once. Otherwise they run through one step, as in the paper."""
     dynamics: float = 10.0
     """Weight of the memory's squared error."""
+    fade: float = 0.0
+    """Share of the steps over which the weight `dynamics` falls to 0, so that the RNN may do better
+    than its teacher; 0: it stays. In [0, 1]; only with `unroll`, which has another gradient."""
     readout: float = 1.0
     """Weight of the readout's cross-entropy."""
 
@@ -117,6 +120,9 @@ class DmtConfig:
         """Check every field."""
         at_least(1, "dmt", self, "visits", "windows", "depth")
         at_least(0, "dmt", self, "dynamics", "readout")
+        require(0 <= self.fade <= 1, "dmt.fade", self.fade, "must be in [0, 1]")
+        rule = "leaves the cell no gradient but with dmt.unroll; turn that on, or give 0"
+        require(self.unroll or not self.fade, "dmt.fade", self.fade, rule)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -116,7 +116,7 @@ class Training:
             self.stepper = Stepper(objective, self.train, self.runtime, device, saved)
             self.stream = self.program.stream(rank, world, saved.streams() if saved else [])
             if saved:
-                self.stepper.restore(saved, _batch(self.stream, self.done))
+                self.stepper.restore(saved, self._batch(self.stream, self.done))
         self.held_out = self.program.validation(rank, world)
         self.log = self.reporter = None
         if rank == 0:
@@ -147,6 +147,11 @@ class Training:
             if stopping:
                 return
 
+    def _batch(self, stream: Stream, step: int) -> Batch:
+        """Return a rank's share of global batch `step`, with the step in it."""
+        progress = torch.tensor(step / self.train.steps)
+        return {**stream.batch(step), "step": torch.tensor(step), "progress": progress}
+
     def _begin(self) -> None:
         """Begin the interval that the next row of metrics is about."""
         self.sums: dict[str, Tensor] = {}
@@ -158,7 +163,7 @@ class Training:
             self.trace = Trace(self.stepper.device)
             self.trace.start()
         began = time.monotonic()
-        batch = _batch(self.stream, self.done)
+        batch = self._batch(self.stream, self.done)
         self.waited += time.monotonic() - began
         rate = learning_rate(self.train, self.done)
         step = self.stepper.step(batch, rate, stop=self._stop_requested())
@@ -185,7 +190,7 @@ class Training:
         sums: dict[str, Tensor] = {}
         count = self.train.validation_batches
         for step in range(count):
-            for name, value in self.stepper.validate(_batch(self.held_out, step)).items():
+            for name, value in self.stepper.validate(self._batch(self.held_out, step)).items():
                 sums[name] = sums.get(name, 0.0) + value / count
         kept = self.stream.probe()
         if kept is not None:
@@ -240,8 +245,3 @@ class Training:
             )
         if self.log:
             self.log.add(self.done, {"time/checkpoint_s": time.monotonic() - began})
-
-
-def _batch(stream: Stream, step: int) -> Batch:
-    """Return a rank's share of global batch `step`, with the step in it."""
-    return {**stream.batch(step), "step": torch.tensor(step)}

@@ -35,6 +35,8 @@ from smt_ray.objectives.parts import advanced, roll, unrolled
 class Dmt(Objective):
     """`dynamics * MSE(p_t, m_t) + readout * CE(g(p_t), y_t)`; CE moves the cell if unrolled only.
 
+    With `fade` the first weight falls to 0, so that the labels begin what CE ends.
+
     `teacher_readout` gets the same training on the labels, so that the teacher is scored by a
     decoder that has seen as much; its loss reaches no other weight.
     """
@@ -66,13 +68,20 @@ class Dmt(Objective):
         readout = readout_loss(self.rnn.readout, own, targets, valid)
         teacher = readout_loss(self.teacher_readout, memory, targets, valid)
         result = {
-            "loss": self.dmt.dynamics * dyn + self.dmt.readout * (readout + teacher),
+            "loss": self._dynamics(batch) * dyn + self.dmt.readout * (readout + teacher),
             "loss/dyn": dyn,
             "loss/readout": readout,
             "loss/teacher_readout": teacher,
         }
         parallel = self.dmt.mode == "parallel"
         return {**result, "carry": previous(own.detach())} if parallel else result
+
+    def _dynamics(self, batch: Batch) -> float | Tensor:
+        """Return the weight of the labels' loss now."""
+        if not self.dmt.fade:
+            return self.dmt.dynamics
+        left = 1 - batch["progress"] / self.dmt.fade
+        return self.dmt.dynamics * left.clamp(min=0)
 
     def states(self, batch: Batch) -> Float[Tensor, "B L K D"]:
         """Return the memories that one step updates: m_{-1}..m_{L-2} of what the mode says."""

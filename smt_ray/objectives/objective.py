@@ -1,10 +1,10 @@
 """What the training loop asks of an objective, and the parts that objectives share.
 
 A batch is a dictionary of tensors: `sequence_id` (B,), `inputs` and `targets` (B, L), `memory`
-(B, L, K, D) where labels are read, `step` (scalar), and `counts`, the mean over all micro-batches
-and ranks of `Objective.counts`. Each loss is a sum over `counts`, so that the mean over
-micro-batches and ranks that DeepSpeed takes of the gradients equals the mean over the GLOBAL count
-of valid targets.
+(B, L, K, D) where labels are read, the scalars `step` and `progress` (the share of all steps that
+is done), and `counts`, the mean over all micro-batches and ranks of `Objective.counts`. Each loss
+is a sum over `counts`, so that the mean over micro-batches and ranks that DeepSpeed takes of the
+gradients equals the mean over the GLOBAL count of valid targets.
 """
 
 from abc import ABC, abstractmethod

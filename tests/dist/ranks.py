@@ -67,7 +67,8 @@ def train(
     stream = program.stream(rank, world, saved.streams() if saved else [])
 
     def batch(stream, step):
-        return {**stream.batch(step), "step": torch.tensor(step)}
+        progress = torch.tensor(step / program.train.steps)
+        return {**stream.batch(step), "step": torch.tensor(step), "progress": progress}
 
     first = saved.step if saved else 0
     if saved:

@@ -127,6 +127,20 @@ def test_unrolled_the_gradient_of_both_losses_runs_through_each_part_alone(mode,
     assert not others
 
 
+@pytest.mark.parametrize(("progress", "weight"), [(0.0, 4.0), (0.25, 2.0), (0.5, 0.0), (0.9, 0.0)])
+def test_the_weight_of_the_labels_fades_over_a_share_of_the_steps(progress, weight):
+    model = dmt(mode="sequential", unroll=True, dynamics=4.0, fade=0.5)
+    found = model({**make_batch(), "progress": torch.tensor(progress)})
+    readouts = found["loss/readout"] + found["loss/teacher_readout"]
+    torch.testing.assert_close(found["loss"], weight * found["loss/dyn"] + readouts)
+
+
+@pytest.mark.parametrize(("fade", "unroll"), [(-0.1, True), (1.1, True), (0.5, False)])
+def test_a_fade_that_no_training_can_have_is_refused(fade, unroll):
+    with pytest.raises(ValueError, match=rf"dmt.fade={fade}: .*\[0, 1\]|dmt.unroll"):
+        DmtConfig(fade=fade, unroll=unroll)
+
+
 def test_unrolled_as_a_whole_without_labels_it_is_bptt():
     model, batch = dmt(mode="sequential", depth=L, unroll=True, dynamics=0.0), make_batch()
     bptt = Bptt(MODEL, BpttConfig(), VOCABULARY)

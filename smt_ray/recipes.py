@@ -42,7 +42,6 @@ TINY_TASK: dict[str, Any] = {
     "transition": {"train": {"steps": 1000, "global_batch": 16, "learning_rate": 2e-3}},
     "dmt": {
         "dynamics": 10.0,  # where only the teacher tells what will be asked for much later
-        "fade": 0.5,  # where the teacher learns little, the cell may go on without it
         "train": {"steps": 3000, "global_batch": 16, "learning_rate": 2e-3},
     },
     "finetune": {"train": {"steps": 1000, "global_batch": 16, "learning_rate": 2e-3}},
@@ -52,6 +51,8 @@ TINY_TASK: dict[str, Any] = {
 
 FREE_DMT = {"dynamics": 0.3, "train": {"global_batch": 32, "learning_rate": 8e-3}}
 """Where parts of eight timesteps tell a cell more than the teacher's memories do: docs/log.md."""
+STARTED_DMT = {**FREE_DMT, "dynamics": 0.0}
+"""Where these memories are but a good start."""
 
 TINY_TASKS: dict[str, dict[str, Any]] = {
     "copy": {
@@ -66,9 +67,10 @@ TINY_TASKS: dict[str, dict[str, Any]] = {
         # Most of what is popped is popped soon; and so a step costs less: docs/log.md.
         "loss": {"horizon": 4, "timesteps": 32},
         "teacher": {"learning_rate": 5e-3},
-        "dmt": FREE_DMT,
+        "dmt": STARTED_DMT,
     },
     "modular": {"dmt": FREE_DMT},
+    "parity": {"dmt": STARTED_DMT},
     "keysvalues": {
         # A slot for every pair and one to spare, which a closed gate keeps as it is; a decoder that
         # can look a key up among its inputs.
@@ -87,6 +89,7 @@ TINY_TASKS: dict[str, dict[str, Any]] = {
         "dmt": {  # a value is asked for up to 30 timesteps after it was told
             "depth": 32,
             "dynamics": 1.0,
+            "fade": 0.5,
             "train": {"steps": 6000, "global_batch": 32, "learning_rate": 4e-3},
         },
     },

@@ -121,8 +121,9 @@ class DmtConfig:
         at_least(1, "dmt", self, "visits", "windows", "depth")
         at_least(0, "dmt", self, "dynamics", "readout")
         require(0 <= self.fade <= 1, "dmt.fade", self.fade, "must be in [0, 1]")
-        rule = "leaves the cell no gradient but with dmt.unroll; turn that on, or give 0"
-        require(self.unroll or not self.fade, "dmt.fade", self.fade, rule)
+        rule = "leaves the cell no gradient but with dmt.unroll; turn that on, or give "
+        require(self.unroll or not self.fade, "dmt.fade", self.fade, rule + "0")
+        require(self.unroll or self.dynamics > 0, "dmt.dynamics", self.dynamics, rule + "more")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -148,8 +148,8 @@ class Training:
                 return
 
     def _batch(self, stream: Stream, step: int) -> Batch:
-        """Return a rank's share of global batch `step`, with the step in it."""
-        progress = torch.tensor(step / self.train.steps)
+        """Return a rank's share of global batch `step`, with the step and the progress in it."""
+        progress = torch.tensor(self.done / self.train.steps)
         return {**stream.batch(step), "step": torch.tensor(step), "progress": progress}
 
     def _begin(self) -> None:

@@ -36,7 +36,8 @@ class LossConfig:
     detach_dynamics: bool = False
     """Cut the gradient of Eq. 3 to the encoder."""
     timesteps: int = 4
-    """S: timesteps of a sequence decoded over the whole horizon; the last is always one of them."""
+    """S: timesteps of a sequence decoded over the whole horizon, the last always one of them; L is
+    all of them."""
     horizon: int = 16
     """F: targets that each sampled memory must predict."""
 

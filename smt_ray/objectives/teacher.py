@@ -47,12 +47,15 @@ class Teacher(Objective):
     def timesteps(self, batch: Batch) -> Int[Tensor, "B S"]:
         """Sample S timesteps a sequence from hash(seed, step, sequence), the last always with them.
 
-        m_{L-1} must be decoded: as a target of the dynamics alone it would collapse.
+        m_{L-1} must be decoded: as a target of the dynamics alone it would collapse. Fewer than L
+        are drawn with replacement; from S = L on it is each timestep once.
         """
-        length = batch["inputs"].shape[1]
+        rows, length = batch["inputs"].shape
+        if self.loss.timesteps >= length:
+            return torch.arange(length, device=batch["inputs"].device).expand(rows, -1)
         slots = torch.arange(self.loss.timesteps - 1, device=batch["inputs"].device)
-        rows = hashed(self.seed, batch["step"], batch["sequence_id"])
-        early = hashed(rows[:, None], slots) % (length - 1)
+        sequences = hashed(self.seed, batch["step"], batch["sequence_id"])
+        early = hashed(sequences[:, None], slots) % (length - 1)
         return torch.nn.functional.pad(early, (0, 1), value=length - 1)
 
     def horizon(self, values: Int[Tensor, "B L"], timesteps: Int[Tensor, "B S"]) -> Tensor:

@@ -74,17 +74,25 @@ def test_every_timestep_is_sampled_equally_often():
     assert len(counts) == L - 1
 
 
+@pytest.mark.parametrize("timesteps", [L, 2 * L])
+def test_as_many_timesteps_as_there_are_come_once_each(timesteps):
+    found = teacher(timesteps=timesteps).timesteps(make_batch())
+    assert torch.equal(found, torch.arange(L).expand(B, L))
+
+
 @pytest.mark.parametrize(
-    ("encoder", "clock", "dense"),
+    ("encoder", "clock", "dense", "S"),
     [
-        ("causal", False, True),
-        ("causal", True, True),
-        ("causal", False, False),
-        ("bidirectional", False, False),
+        ("causal", False, True, 3),
+        ("causal", True, True, 3),
+        ("causal", False, False, 3),
+        ("causal", False, False, L),
+        ("bidirectional", False, False, 3),
     ],
 )
-def test_teacher_equals_a_loop_over_timesteps(encoder, clock, dense):
-    model = teacher(encoder=encoder, clock=clock, dense=dense).requires_grad_(False)
+def test_teacher_equals_a_loop_over_timesteps(encoder, clock, dense, S):
+    changes = {"encoder": encoder, "clock": clock, "dense": dense, "timesteps": S}
+    model = teacher(**changes).requires_grad_(False)
     batch = make_batch()
     timesteps, inputs, targets = model.timesteps(batch), batch["inputs"], batch["targets"]
     memory = model.encoder(inputs)

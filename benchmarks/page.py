@@ -15,7 +15,7 @@ CURVES = {
     "bptt": SERIES["bptt"],
     "bptt_parallel": SERIES["bptt"]._replace(label="BPTT in parallel", dashes=(0, (1, 1.5))),
     "teacher": SERIES["teacher"],
-    "smt": SERIES["rnn_before_dmt"]._replace(label="SMT, the paper's DMT"),
+    "smt": SERIES["rnn_before_dmt"]._replace(label="SMT, gradients of one step"),
     "smt_unrolled": SERIES["rnn"]._replace(label="SMT, DMT unrolled"),
 }
 """How each method is drawn."""

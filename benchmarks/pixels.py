@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from statistics import fmean
 
+from benchmarks import rates
 from benchmarks.cells import FINETUNE, FINETUNE_RATE
 from benchmarks.corpus import Corpus
 from benchmarks.pool import Result, measure
@@ -25,7 +26,7 @@ from benchmarks.smt import (
     Shares,
     bptt_settings,
     label_drift,
-    papers_dmt,
+    one_step_gradients,
     rnn_score,
     teacher_score,
     told_ahead,
@@ -41,7 +42,7 @@ from smt_ray.recipes import on_pixels
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "pixels"
 SECONDS = 300.0
 RATES = (8e-3, 4e-3, 2e-3, 1e-3)
-PAPERS_RATE = 1e-3
+ONE_STEP_RATE = 1e-3
 """Peak rate of DMT with gradients of one step."""
 SHARES = Shares(teacher=0.5, labels=0.1, transition=0.05)
 FINETUNED = {"smt": 0.0, "smt_finetune": FINETUNE, "smt_unrolled": 0.0}
@@ -55,7 +56,7 @@ def smt(source: str, seed: int, seconds: float, method: str) -> Result:
     config, finetune = on_pixels("tiny", source), FINETUNED[method] * seconds
     if method != "smt_unrolled":
         row = image_shape(config.data)[1]
-        config = papers_dmt(config, PAPERS_RATE, depth=row)
+        config = one_step_gradients(config, ONE_STEP_RATE, depth=row)
     for stage in ("teacher", "transition.train", "dmt.train"):
         config = config.override(f"{stage}.seed", seed)
     corpus = Corpus(config.data, seed)
@@ -144,14 +145,18 @@ def figures(results: dict[str, Result]) -> dict[str, float]:
         method: [result for name, result in results.items() if name.startswith(f"{method}-")]
         for method in FINETUNED
     }
-    by_rate = {
-        rate: [r["bits"] for r in results.values() if r.get("rate") == rate] for rate in RATES
-    }
-    means = {rate: fmean(bits) for rate, bits in by_rate.items()}
-    best = min(means, key=lambda rate: means[rate])
-    found = {f"{method}_bits": fmean(r["bits"] for r in made) for method, made in ours.items()}
+    unrolled = [
+        {**result, "seed": int(name.rpartition("-seed")[2])}
+        for name, result in results.items()
+        if "rate" in result
+    ]
+    tried = rates.by_rate(unrolled)
+    rate = rates.best(tried)
+    bits = {method: fmean(result["bits"] for result in made) for method, made in ours.items()}
+    bits["bptt"] = fmean(result["bits"] for result in tried[rate])
     teacher = fmean(result["teacher_bits"] for result in ours["smt_unrolled"])
-    return {**found, "teacher_bits": teacher, "bptt_bits": means[best], "bptt_rate": best}
+    named = {f"{method}_bits": mean for method, mean in bits.items()}
+    return {**named, "teacher_bits": teacher, "bptt_rate": rate}
 
 
 if __name__ == "__main__":

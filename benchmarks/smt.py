@@ -81,10 +81,10 @@ class Stored(Stream):
         return self.batches[step % len(self.batches)]
 
 
-def papers_dmt(config: RunConfig, rate: float, **changes: Any) -> RunConfig:
-    """Return a run whose DMT has gradients of one step (Eq. 6), at a peak rate of its own.
+def one_step_gradients(config: RunConfig, rate: float, **changes: Any) -> RunConfig:
+    """Return a run whose DMT has gradients of one step, as in Eq. 6, at a peak rate of its own.
 
-    `changes` are of other fields of `dmt`, e.g. mode `sequential`, which is the paper's loop.
+    `changes` are of other fields of `dmt`: with mode `sequential` it is the paper's loop.
     """
     train = {"learning_rate": rate, "global_batch": config.transition.train.global_batch}
     dmt = {"unroll": False, "depth": 1, "dynamics": 10.0, "fade": 0.0, "train": train}

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
+from benchmarks import rates
 from benchmarks.cells import FINETUNE, OURS, SECONDS, SOLVED
 from benchmarks.page import CURVES, draw, seeds, spread, spread_of, table
 from benchmarks.pool import Result
@@ -19,21 +20,24 @@ AT_A_GLANCE = {
     "lstm": "LSTM",
 }
 """Columns of the table to look at; the last is another cell."""
+STEADY = ("bptt", "bptt_truncated", "lstm")
+"""Methods that read as many new inputs a second at their end as at their beginning."""
 APART, ALIKE = 0.05, 0.005
 """Accuracies by which the methods of a row must differ to have a best one, and may to share it."""
 
 
 def of_tasks(results: dict[str, Result]) -> dict[str, Any]:
     """Return who solves which task."""
-    rates: dict[Group, dict[float, list[Result]]] = {}
+    groups: dict[Group, list[Result]] = {}
     for cell in results.values():
         group = Group(cell["task"], cell["length"], cell["seconds"], cell["method"])
-        rates.setdefault(group, {}).setdefault(cell["rate"], []).append(cell)
-    best = {group: min(rates[group].values(), key=_rank) for group in sorted(rates)}
-    draw("tasks", _curves(results), ylim=(0, 1.02))
+        groups.setdefault(group, []).append(cell)
+    tried = {group: rates.by_rate(groups[group]) for group in sorted(groups)}
+    best = {group: by_rate[rates.best(by_rate)] for group, by_rate in tried.items()}
+    draw("tasks", _curves(best), ylim=(0, 1.02))
     return {
         "glance": _glance(best),
-        "table": _table(best, {group: len(tried) for group, tried in rates.items()}),
+        "table": _table(best, {group: len(by_rate) for group, by_rate in tried.items()}),
         "seconds": f"{SECONDS:g}",
         "share": 1 - FINETUNE,
         "seeds": seeds(results),
@@ -91,21 +95,18 @@ def _table(best: Mapping[Group, Sequence[Result]], tried: Mapping[Group, int]) -
                 spread_of("teacher", cells),
                 spread_of("told_ahead", cells),
                 spread_of("one_step", cells) if group.method == "smt" else None,
+                spread_of("before_finetune", cells),
                 spread([cell["accuracy_4L"] for cell in cells]),
                 spread_of("teacher_4L", cells),
-                None if ours else _at_equal_tokens(cells, best.get(group._replace(method="smt"))),
+                _at_equal_tokens(cells, best.get(group._replace(method="smt")))
+                if group.method in STEADY
+                else None,
             ]
         )
     head = ["task", "L", "time", "method", "accuracy", "solved"]
-    head += ["after", "teacher", "told ahead", "one step", "at 4L", "teacher at 4L"]
+    head += ["after", "teacher", "told ahead", "one step", "before BPTT", "at 4L", "teacher at 4L"]
     head += ["at equal tokens"]
     return table(head, rows)
-
-
-def _rank(cells: Sequence[Result]) -> tuple[float, int]:
-    """Return what the best rate has least of: bits on the first seed; where level, more seeds."""
-    bits = next((cell["bits"] for cell in cells if cell["seed"] == 0), float("inf"))
-    return round(bits, 3), -len(cells)
 
 
 def _at_equal_tokens(cells: Sequence[Result], ours: Sequence[Result] | None) -> str | None:
@@ -122,24 +123,22 @@ def _at_equal_tokens(cells: Sequence[Result], ours: Sequence[Result] | None) -> 
     return spread(scores)
 
 
-def _curves(results: dict[str, Result]) -> Panels:
-    """Return the scores on the way of the first seed: SMT's after those of its teacher."""
+def _curves(best: Mapping[Group, Sequence[Result]]) -> Panels:
+    """Return the scores on the way of each method's first seed: SMT's after those of its teacher.
+
+    Of two methods of SMT the later one's teacher is there.
+    """
     panels: Panels = {}
-    order = sorted(results.values(), key=lambda cell: (cell["task"], cell["length"]))
-    for cell in order:
-        method = cell["method"]
-        if cell["seed"] or method not in CURVES:
+    for group, cells in best.items():
+        if group.method not in CURVES:
             continue
-        title = f"{cell['task']}, L = {cell['length']}, {cell['seconds']:g} s"
+        cell = min(cells, key=lambda cell: int(cell["seed"]))
+        title = f"{group.task}, L = {group.length}, {group.seconds:g} s"
         curves = panels.setdefault(title, {})
-        if method in OURS:
+        if group.method in OURS:
             before = sum(s["seconds"] for name, s in cell["stages"].items() if name != "dmt")
-            curves.setdefault("teacher", cell["scores"]["teacher"])
-            curves[method] = [(before + at, score) for at, score in cell["scores"]["dmt"]]
+            curves["teacher"] = cell["scores"]["teacher"]
+            curves[group.method] = [(before + at, score) for at, score in cell["scores"]["dmt"]]
         else:
-            curves[method] = max(curves.get(method, []), cell["scores"]["bptt"], key=_last)
+            curves[group.method] = cell["scores"]["bptt"]
     return panels
-
-
-def _last(curve: Sequence[Sequence[float]]) -> float:
-    return curve[-1][1] if curve else float("-inf")

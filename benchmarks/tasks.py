@@ -18,6 +18,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from benchmarks import rates
 from benchmarks.cells import OURS, SECONDS, SOLVED, UNROLLED, Cell, run_cell
 from benchmarks.pool import Result, measure
 from smt_ray.tasks import TASKS
@@ -39,13 +40,11 @@ def make(cells: Iterable[Cell], directory: Path) -> dict[Cell, Result]:
 def best_rate(
     task: str, length: int, method: str, directory: Path, seconds: float = SECONDS
 ) -> float:
-    """Return the rate with the fewest bits on validation among the cells that were measured."""
-    found: dict[float, float] = {}
-    for rate in RATES:
-        file = directory / f"{Cell(task, length, method, 0, rate, seconds).name}.json"
-        if file.exists():
-            found[rate] = json.loads(file.read_text())["bits"]
-    return min(found, key=lambda rate: found[rate]) if found else RATES[0]
+    """Return the best rate of the cells that were measured."""
+    files = sorted(directory.glob(f"{task}-L{length}-{method}-rate*.json"))
+    cells = [json.loads(file.read_text()) for file in files]
+    found = rates.by_rate(cell for cell in cells if cell["seconds"] == seconds)
+    return rates.best(found) if found else RATES[0]
 
 
 def quick(directory: Path, seconds: float) -> dict[str, float]:

@@ -109,7 +109,7 @@ def small() -> RunConfig:
 
 
 def paper() -> RunConfig:
-    """The authors' settings (arXiv:2606.06479) with the causal encoder; one large GPU or more."""
+    """The authors' sizes (arXiv:2606.06479), with our encoder and losses; one large GPU or more."""
     return RunConfig(
         preset="paper",
         name="paper",

@@ -132,13 +132,15 @@ def _tiny_pixels(data: DataConfig) -> dict[str, Any]:
 
 
 def on_text(preset: str, source: str = "stdlib", sequence_length: int | None = None) -> RunConfig:
-    """Return a preset's run on text.
+    """Return a preset's run on text; L is the preset's unless it is given.
 
     Raises:
         ValueError: if the source is no text.
     """
     _require_kind(source, "text")
-    return PRESETS[preset]()
+    own = PRESETS[preset]()
+    length = sequence_length or own.data.sequence_length
+    return _on(preset, own.name, replace(own.data, source=source, sequence_length=length))
 
 
 def on_task(preset: str, source: str = "task:retrieval", sequence_length: int = 32) -> RunConfig:
@@ -156,7 +158,7 @@ def on_task(preset: str, source: str = "task:retrieval", sequence_length: int = 
     changes: list[dict[str, Any]] = [{"loss": {"horizon": sequence_length}}]
     if preset == "tiny":
         changes += [TINY_TASK, TINY_TASKS.get(task, {})]
-    return _on(preset, f"{task}-{sequence_length}", data, *changes)
+    return _on(preset, f"{task}-{sequence_length}-{preset}", data, *changes)
 
 
 def on_pixels(
@@ -173,7 +175,7 @@ def on_pixels(
     data = replace(given, sequence_length=sequence_length or pixels)
     changes = [TINY_PIXELS, _tiny_pixels(data)] if preset == "tiny" else []
     name = source.removeprefix("pixels:").rsplit("/", 1)[-1].partition(".")[0]
-    return _on(preset, name, data, *changes)
+    return _on(preset, f"{name}-{preset}", data, *changes)
 
 
 def on_source(preset: str, source: str = "stdlib", **given: Any) -> RunConfig:
@@ -188,11 +190,11 @@ def on_source(preset: str, source: str = "stdlib", **given: Any) -> RunConfig:
 
 
 def _on(preset: str, name: str, data: DataConfig, *changes: dict[str, Any]) -> RunConfig:
-    """Return a preset's run on other data, under a name that says which."""
+    """Return a preset's run on other data; F and S are at most its L."""
     names = ("source", "sequence_length", "validation_fraction")
     taken = {field: getattr(data, field) for field in names}
     run = PRESETS[preset]().to_dict()
-    for change in (*changes, {"name": f"{name}-{preset}", "data": taken}):
+    for change in (*changes, {"name": name, "data": taken}):
         run = merge(run, change)
     for bounded in ("horizon", "timesteps"):
         run["loss"][bounded] = min(run["loss"][bounded], data.sequence_length)

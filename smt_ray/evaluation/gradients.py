@@ -50,10 +50,11 @@ def supervised_gradients(
     targets: Int[Tensor, "B L"],
     loss: LossConfig,
 ) -> Float[Tensor, " L"]:
-    """Return ||dL/dm_t||, a mean over sequences, with every m_t a leaf (Eq. 5, all timesteps).
+    """Return ||dL/dm_t||, a mean over sequences, with every m_t a leaf, at all timesteps.
 
     L is the weighted sum of Eq. 2, the cross-entropy in nats summed over the F targets from t on,
-    and Eq. 3, the mean squared error of the cell, for which m_t is an input and a label.
+    and Eq. 3, the mean squared error of the cell, for which m_t is an input and a label: those
+    of the paper, without what `loss` may change (whitening, a gradient that waits or is cut).
 
     Args:
         memory: the encoder's memories.

@@ -136,7 +136,8 @@ def result_panels(report: Report) -> list[Panel]:
         add(
             "Drift",
             "Squared distance of the RNN's own memory from the teacher's, over the variance of "
-            "the teacher's: 0 is a perfect copy, 1 is as far off as their mean.",
+            "the teacher's: 0 is a perfect copy, 1 is as far off as their mean. Where the labels "
+            "weigh little or nothing in DMT (`dmt.dynamics`), the RNN may do well far off.",
             plots.curves_figure(curves, x=_POSITION, y=_NMSE, log_x=text, log_y=True),
         )
     if curves := _spread(report.gradients, positive=True):
@@ -144,8 +145,8 @@ def result_panels(report: Report) -> list[Panel]:
             "How far gradients reach",
             "Norm of the loss's gradient at the memory of each timestep. Unrolled through an RNN, "
             "it must come back through all later steps: it vanishes if the curve falls to the "
-            "left, and explodes if it rises. The teacher's memories have losses of their own "
-            "(Eq. 5), so that no path is longer than another.",
+            "left, and explodes if it rises. The teacher's memories have losses of their own, so "
+            "that no path is longer than another (Eq. 2 and 3 as they are, at all timesteps).",
             plots.curves_figure(
                 curves, x="timestep t", y="||dL/dm|| at t", log_x=False, log_y=True
             ),
@@ -156,15 +157,17 @@ def result_panels(report: Report) -> list[Panel]:
             "The teacher's decoder, from one memory and the inputs after it, on the next target, "
             f"the one after, and so on ({better} is better). The next one may be told by looking "
             "back to the inputs; what the teacher's curve loses after it, the memory does not hold "
-            "or the decoder does not find. What lies between the curves, the RNN has lost.",
+            "or the decoder does not find. What lies between the curves, the RNN has lost, or "
+            "keeps where this decoder does not look: its memories are the teacher's only as far as "
+            "`dmt.dynamics` holds them.",
             plots.curves_figure(curves, x="targets ahead", y=unit, log_x=False),
         )
     if report.geometry:
         add(
             "Where memories lie",
             "Memories in the two directions in which the teacher's vary most, one point each, "
-            "coloured by what must be remembered: clusters of one colour are states told apart, "
-            "and the RNN's should lie where its teacher's do.",
+            "coloured by what must be remembered: clusters of one colour are states told apart. "
+            "The RNN's lie where its teacher's do as far as `dmt.dynamics` holds them there.",
             pictures.geometry_figure(report.geometry),
         )
     if report.images:

@@ -13,6 +13,7 @@ import yaml
 from jobs import pretrain_lm, pretrain_pixels, solve_task
 from smt_ray.config import RunConfig, leaves
 from smt_ray.presets import PRESETS
+from smt_ray.recipes import on_source
 
 ROOT = Path(__file__).parents[2]
 
@@ -78,6 +79,13 @@ def test_a_task_lies_between_the_preset_and_the_flags(preset):
     changed = {"loss.horizon": 8, "model.memory-tokens": 3, "name": "mine"}
     flags = ("--loss.horizon", "8", "--model.memory-tokens=3", "--name", "mine")
     assert leaves(solve_task.parse((*given, *flags)).run) == leaves(run) | changed
+
+
+def test_text_takes_its_source_and_lowers_what_a_short_length_bounds():
+    run = pretrain_lm.parse(["--data.source=books/*.txt", "--data.sequence-length", "8"]).run
+    assert (run.data.source, run.loss.horizon, run.loss.timesteps) == ("books/*.txt", 8, 4)
+    assert on_source("tiny", "books/*.txt", sequence_length=8) == run
+    assert on_source("small") == PRESETS["small"]()
 
 
 def test_a_short_task_lowers_what_its_length_bounds():

@@ -83,5 +83,8 @@ def test_of_the_rates_that_were_measured_the_fewest_bits_count(tmp_path):
     assert best() == RATES[0]
     for rate, bits in {3e-3: 0.4, 3e-4: 0.2}.items():
         file = tmp_path / f"{Cell('copy', 8, 'bptt', 0, rate).name}.json"
-        file.write_text(json.dumps({"bits": bits}))
+        file.write_text(json.dumps({"bits": bits, "rate": rate, "seed": 0, "seconds": 300.0}))
+    longer = {"bits": 0.1, "rate": 1e-3, "seed": 0, "seconds": 900.0}
+    name = Cell("copy", 8, "bptt", 0, 1e-3, 900.0).name
+    (tmp_path / f"{name}.json").write_text(json.dumps(longer))
     assert best() == 3e-4

@@ -11,13 +11,15 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from benchmarks.budget import Outcome
 from benchmarks.corpus import Corpus
@@ -36,6 +38,7 @@ from benchmarks.smt import (
 )
 from benchmarks.timer import now
 from smt_ray.config import BpttConfig, EncoderKind, ModelConfig, RunConfig
+from smt_ray.evaluation.ngrams import NgramModel
 from smt_ray.model.encoder import build_encoder
 from smt_ray.model.rnn import RNN
 from smt_ray.recipes import on_text
@@ -89,6 +92,20 @@ def label_rate(encoder: EncoderKind, seconds: float) -> Result:
         while not made or now() - began < seconds:
             made += network(tokens).shape[:2].numel()
         return {"labels_per_s": made / (now() - began)}
+
+
+def counted() -> Result:
+    """Return the bits, at L = 128, of models that have counted all training bytes once."""
+    source = Corpus(settings(128).data)
+
+    def windows(part: Mapping[str, Any]) -> NDArray[np.int32]:
+        inputs, targets = (np.asarray(part[name], np.int32) for name in ("inputs", "targets"))
+        return np.concatenate((inputs, targets[:, -1:]), axis=1)
+
+    model = NgramModel.fit([windows(vars(source.train))], source.vocabulary)
+    held = windows(source.held_out())
+    targets = held[:, 1:].size
+    return {f"order{order}": model.bits(held, order)[1] / targets for order in (1, 2)}
 
 
 def encoders(encoder: EncoderKind, seconds: float) -> Result:
@@ -228,6 +245,7 @@ def jobs(options: argparse.Namespace) -> dict[str, Any]:
     for encoder in get_args(EncoderKind):
         found[f"encoder_{encoder}"] = partial(encoders, encoder, scale * 150.0)
         found[f"labels_{encoder}"] = partial(label_rate, encoder, scale * 20.0)
+    found["counted"] = counted
     return found
 
 
@@ -238,6 +256,7 @@ def figures(results: dict[str, Result]) -> dict[str, Any]:
         "labels_causal_over_bidirectional": rate["causal"] / rate["bidirectional"],
         "bits_causal": results["encoder_causal"]["bits"],
         "bits_bidirectional": results["encoder_bidirectional"]["bits"],
+        **{f"{name}_bits": results["counted"][name] for name in ("order1", "order2")},
     }
     for mode in ("before_dmt", *MODES):
         for name in ("bits", "drift"):

@@ -34,6 +34,7 @@ def test_of_bptts_rates_on_text_the_best_counts():
         "encoder_causal": {"bits": 3.0},
         "encoder_bidirectional": {"bits": 4.0},
         "smt_L128": dict.fromkeys(("before_dmt", *method.MODES), dmt),
+        "counted": {"order1": 3.3, "order2": 2.7},
         "smt_unrolled_L128": {"bits": 2.4},
         "bptt_L128-rate0.008": {"bits": 3.5},
         "bptt_L128-rate0.004": {"bits": 3.1},
@@ -42,6 +43,7 @@ def test_of_bptts_rates_on_text_the_best_counts():
     assert found["labels_causal_over_bidirectional"] == 45
     assert (found["bptt_bits_L128"], found["smt_unrolled_bits_L128"]) == (3.1, 2.4)
     assert (found["smt_bits_L128"], found["dmt_speedup_L128"]) == (2.5, 1)
+    assert (found["order1_bits"], found["order2_bits"]) == (3.3, 2.7)
     assert (found["bits_before_dmt"], found["drift_parallel"]) == (2.5, 0.1)
 
 

@@ -50,6 +50,11 @@ CHANGES: dict[str, dict[str, Any]] = {
     "mlp": {"model.cell": "mlp"},
     "gru": {"model.cell": "gru"},
     "gru-not-whitened": {"model.cell": "gru", "loss.whiten_dynamics": "none"},
+    "gru-per-slot": {
+        "model.cell": "gru",
+        "loss.whiten_dynamics": "none",
+        "loss.per_slot": True,
+    },
 }
 """What is changed before the teacher. The preset has R = 1, S = 4, no convolution, the cell
 `transformer`, and whitens directions."""

@@ -19,6 +19,8 @@ CURVES = {
     "smt_unrolled": SERIES["rnn"]._replace(label="SMT, DMT unrolled"),
 }
 """How each method is drawn."""
+FEW = 10
+"""Points of a curve from which on each has no marker of its own."""
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -63,7 +65,11 @@ def draw(
                 if curve:
                     series, (x, y) = CURVES[key], zip(*curve, strict=True)
                     style = {"color": series.color, "linestyle": series.dashes}
-                    axes.plot(x, y, label=series.label, linewidth=series.width, **style)
+                    marker = "o" if len(x) < FEW else ""
+                    axes.plot(
+                        x, y, label=series.label, linewidth=series.width, marker=marker,
+                        markersize=3, **style,
+                    )  # fmt: skip
             axes.set(**axes_settings)
             if place == 1:
                 axes.legend(frameon=False)

@@ -6,6 +6,7 @@ python -m benchmarks.results
 import json
 import sys
 from collections.abc import Callable
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def of_method(results: dict[str, Result]) -> dict[str, Any]:
     drawn = all(f"bptt_bits_L{length}" in found for length in lengths)
     if drawn:  # the full run: in the quick one times differ, and BPTT is not at all lengths
         curves = {
-            kind: [(n, found[key]) for n in lengths if (key := f"{kind}_bits_L{n}") in found]
+            kind: [(n, found.get(f"{kind}_bits_L{n}", nan)) for n in lengths]
             for kind in ("bptt", "bptt_parallel", "smt", "smt_unrolled")
         }
         draw("lengths", {"bits per byte against L": curves}, xticks=lengths)

@@ -47,7 +47,7 @@ RESULTS = Path(__file__).parents[1] / "docs" / "results" / "method"
 TOKENS_A_STEP = 1024
 """Inputs in a step of every method and length."""
 RATES = (8e-3, 4e-3, 2e-3)
-"""Peak learning rates of BPTT; SMT has the preset's, of which the teacher's is the first."""
+"""Peak learning rates of BPTT; the teacher has the preset's, 4e-3."""
 MODES = ("one_step", "sequential", "parallel")
 LABEL_SHAPE = ModelConfig(width=256, memory_tokens=16, heads=8, encoder_depth=8)
 """The shape at which encoders label, L = 256."""

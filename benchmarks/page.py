@@ -15,12 +15,12 @@ CURVES = {
     "bptt": SERIES["bptt"],
     "bptt_parallel": SERIES["bptt"]._replace(label="BPTT in parallel", dashes=(0, (1, 1.5))),
     "teacher": SERIES["teacher"],
-    "smt": SERIES["rnn_before_dmt"]._replace(label="SMT, gradients of one step"),
+    "smt": SERIES["rnn_before_dmt"]._replace(label="SMT, one-step gradients"),
     "smt_unrolled": SERIES["rnn"]._replace(label="SMT, DMT unrolled"),
 }
 """How each method is drawn."""
 FEW = 10
-"""Points of a curve from which on each has no marker of its own."""
+"""Curves with fewer points than this mark each one."""
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -104,7 +104,12 @@ def of_ablations(results: dict[str, Result]) -> dict[str, Any]:
     ]
     head = ["change", "teacher", "RNN", "drift (NMSE)"]
     scale = next(iter(results.values()))["limit"] / ablations.SECONDS
-    return {"table": table(head, rows), "seeds": seeds(results), "scale": f"{scale:g}"}
+    return {
+        "table": table(head, rows),
+        "seeds": seeds(results),
+        "scale": f"{scale:g}",
+        "seconds": f"{scale * ablations.SECONDS:g}",
+    }
 
 
 PARTS: dict[str, Callable[[dict[str, Result]], dict[str, Any]]] = {

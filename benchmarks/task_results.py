@@ -13,7 +13,7 @@ Panels = dict[str, dict[str, Sequence[Sequence[float]]]]
 AT_A_GLANCE = {
     "smt_unrolled": "SMT",
     "smt_unrolled_curriculum": "SMT, short first",
-    "smt": "SMT, the paper's DMT",
+    "smt": "SMT, one-step gradients",
     "bptt": "BPTT",
     "bptt_curriculum": "BPTT, short first",
     "bptt_parallel": "BPTT in parallel",

@@ -116,7 +116,7 @@ class RunConfig:
         require(self.transition.cell != "lstm", "transition.cell", self.transition.cell, rule)
         causal = self.model.encoder == "causal"
         rule = (
-            "needs model.encoder=causal, which makes all memories in one pass; give --no-loss.dense"
+            "needs model.encoder=causal, which makes all memories in one pass; give --loss.no-dense"
         )
         require(causal or not self.loss.dense, "loss.dense", self.loss.dense, rule)
         rule = "needs the memories of all timesteps; give --loss.dense as well"

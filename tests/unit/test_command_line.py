@@ -88,6 +88,14 @@ def test_text_takes_its_source_and_lowers_what_a_short_length_bounds():
     assert on_source("small") == PRESETS["small"]()
 
 
+def test_the_flag_that_an_error_tells_to_give_mends_it():
+    flags = ["--model.encoder", "bidirectional"]
+    with pytest.raises(ValueError, match=r"give --\S+") as refused:
+        pretrain_lm.parse(flags)
+    run = pretrain_lm.parse([*flags, str(refused.value).rsplit(" ", 1)[1]]).run
+    assert (run.model.encoder, run.loss.dense) == ("bidirectional", False)
+
+
 def test_a_short_task_lowers_what_its_length_bounds():
     run = solve_task.parse(["--task", "parity", "--length", "2"]).run
     assert (run.loss.horizon, run.loss.timesteps, run.data.sequence_length) == (2, 2, 2)

@@ -41,11 +41,13 @@ def spread(memory: Float[Tensor, "M T K D"]) -> Float[Tensor, "K 1"]:
 def whitener(memory: Float[Tensor, "M T K D"]) -> Float[Tensor, "K D D"]:
     """Return the Cholesky factor of each slot's covariance over all M * T memories, with a floor.
 
-    As in `spread` the gradient counts, so that no direction gains by varying less.
+    As in `spread` the gradient counts, so that no direction gains by varying less. In float32 under
+    autocast, too: rounded to bfloat16 a covariance need not be positive definite.
     """
     slots = memory.float().flatten(0, 1).transpose(0, 1)
     centred = slots - slots.mean(1, keepdim=True)
-    covariance = centred.mT @ centred / slots.shape[1]
+    with torch.autocast(memory.device.type, enabled=False):
+        covariance = centred.mT @ centred / slots.shape[1]
     floor = COVARIANCE_FLOOR * torch.eye(slots.shape[2], device=memory.device)
     return torch.linalg.cholesky(covariance + floor)
 

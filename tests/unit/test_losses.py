@@ -69,6 +69,15 @@ def test_whitened_directions_vary_alike_however_little_they_did():
         torch.testing.assert_close(covariance + floor, torch.eye(D), atol=1e-3, rtol=0)
 
 
+def test_directions_are_whitened_in_float32_under_autocast_too():
+    memory = torch.randn(500, 4, K, D) * torch.tensor([30.0, 3.0, 0.1, 0.01]) @ torch.randn(D, D)
+    factor = whitener(memory)
+    own = whiten(memory, factor)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(whitener(memory), factor)
+        assert torch.equal(whiten(memory, factor), own)
+
+
 @pytest.mark.parametrize("per_slot", [False, True])
 def test_uniformity_equals_brute_force_over_the_drawn_pairs(per_slot):
     memory = torch.randn(M, K, D) * 3

@@ -32,6 +32,8 @@ from smt_ray.recipes import on_task
 from smt_ray.tasks import TASKS
 
 OURS = ("smt", "smt_curriculum", "smt_finetune", "smt_unrolled", "smt_unrolled_curriculum")
+CONTROLLED = ("smt", "smt_unrolled", "smt_unrolled_curriculum")
+"""Methods with a control of their DMT, on the first seed."""
 UNROLLED = ("bptt", "bptt_curriculum", "bptt_truncated", "bptt_parallel", "lstm")
 SOLVED = 0.95
 ENOUGH = 0.999
@@ -183,7 +185,7 @@ def _smt(cell: Cell, config: RunConfig) -> dict[str, Any]:
     dmt, outcome = train_dmt(config, source, trained, config.dmt, left, enough=ENOUGH, score=score)
     rnn, stages = dmt.rnn, {**trained.stages, "dmt": outcome}
     before_finetune = one_step = None
-    if cell.method == "smt" and cell.seed == 0:
+    if cell.method in CONTROLLED and cell.seed == 0:
         mode = replace(config.dmt, mode="one_step")
         control, _ = train_dmt(config, source, trained, mode, 4 * left, steps=outcome.steps)
         one_step = rnn_score(control.rnn, test).accuracy
@@ -239,7 +241,7 @@ def _bptt(cell: Cell, config: RunConfig) -> dict[str, Any]:
     mode = BpttConfig()
     if cell.method == "bptt_truncated":
         mode = BpttConfig(mode="truncated", span=32)
-    elif cell.method == "bptt_parallel":  # a visit for each part: then its states are a rollout's
+    elif cell.method == "bptt_parallel":  # one that stays for a visit a part ends as a rollout
         mode = BpttConfig(mode="parallel", span=SPAN, visits=cell.length / SPAN)
     outcome: Outcome
     rnn, outcome = train_bptt(

@@ -51,7 +51,11 @@ def seeds(results: dict[str, Result]) -> int:
 
 
 def draw(
-    name: str, panels: Mapping[str, Mapping[str, Sequence[Sequence[float]]]], **axes_settings: Any
+    name: str,
+    panels: Mapping[str, Mapping[str, Sequence[Sequence[float]]]],
+    x_label: str,
+    y_label: str,
+    **axes_settings: Any,
 ) -> None:
     """Draw a panel for each group of curves, to `docs/results/NAME.png`."""
     columns = min(3, len(panels))
@@ -73,4 +77,6 @@ def draw(
             axes.set(**axes_settings)
             if place == 1:
                 axes.legend(frameon=False)
+        figure.supxlabel(x_label)
+        figure.supylabel(y_label)
         figure.savefig(DOCS / "results" / f"{name}.png", dpi=120, facecolor="white")

@@ -152,7 +152,7 @@ def figures(results: dict[str, Result]) -> dict[str, float]:
     ]
     tried = rates.by_rate(unrolled)
     rate = rates.best(tried)
-    bits = {method: fmean(result["bits"] for result in made) for method, made in ours.items()}
+    bits = {name: fmean(result["bits"] for result in made) for name, made in ours.items() if made}
     bits["bptt"] = fmean(result["bits"] for result in tried[rate])
     teacher = fmean(result["teacher_bits"] for result in ours["smt_unrolled"])
     named = {f"{method}_bits": mean for method, mean in bits.items()}

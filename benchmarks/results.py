@@ -54,7 +54,7 @@ def of_method(results: dict[str, Result]) -> dict[str, Any]:
             kind: [(n, found.get(f"{kind}_bits_L{n}", nan)) for n in lengths]
             for kind in ("bptt", "bptt_parallel", "smt", "smt_unrolled")
         }
-        draw("lengths", {"bits per byte against L": curves}, xticks=lengths)
+        draw("lengths", {"text": curves}, "L", "bits per byte", xticks=lengths)
     rates = [
         [name.rpartition("-")[0], f"{result['rate']:g}", result["bits"], result["steps"]]
         for name, result in results.items()
@@ -83,12 +83,14 @@ def of_pixels(results: dict[str, Result]) -> dict[str, Any]:
         keys = ("bits", "teacher_bits", "told_ahead", "before_finetune", "drift")
         figures = [spread_of(key, cells) for key in keys]
         rows.append([name.replace("_", " ").replace("-rate", ", rate "), len(cells), *figures])
+    found = pixels.figures(results)
     used = max(sum(result["seconds"].values()) for result in results.values())
     scale = round(used / pixels.SECONDS)
     head = ["method", "seeds", "bits per pixel", "teacher", "told ahead"]
     head += ["before BPTT", "drift (NMSE)"]
     return {
         "table": table(head, rows),
+        "mean": lambda figure: f"{found[figure]:.3f}",
         "seeds": seeds(results),
         "seconds": f"{pixels.SECONDS * scale:g}",
         "scale": scale,

@@ -13,7 +13,7 @@ from smt_ray.recipes import on_text
 
 def parse(arguments: Sequence[str]) -> Options:
     """Parse the job's arguments."""
-    return parse_run(arguments, "Pretrain an RNN on text, without unrolling it.", on_text)
+    return parse_run(arguments, "Pretrain an RNN on text by Supervised Memory Training.", on_text)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ from smt_ray.recipes import on_pixels
 def parse(arguments: Sequence[str]) -> Options:
     """Parse the job's arguments."""
     about = (
-        "Pretrain an RNN on images, pixel by pixel, without unrolling it. --data.source is "
-        "pixels:digits or pixels:PATH (an IDX file); a sequence is one image."
+        "Pretrain an RNN on images, pixel by pixel, by Supervised Memory Training. --data.source "
+        "is pixels:digits or pixels:PATH (an IDX file); a sequence is one image."
     )
     return parse_run(arguments, about, on_pixels)
 

@@ -17,7 +17,7 @@ SHORT = {"--task": "--data.source=task:", "--length": "--data.sequence-length="}
 def parse(arguments: Sequence[str]) -> Options:
     """Parse the job's arguments."""
     about = (
-        "Train an RNN to solve a synthetic task, without unrolling it.\n\n"
+        "Train an RNN to solve a synthetic task by Supervised Memory Training.\n\n"
         f"--task NAME (one of {', '.join(TASKS)}) is short for --data.source task:NAME, "
         "--length L for --data.sequence-length L."
     )

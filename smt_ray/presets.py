@@ -1,12 +1,14 @@
 """Named starting points of a run, from two CPU cores to a cluster.
 
 A preset says how large the networks are and how long they train on text; `recipes.py` turns one
-into a run on any source.
+into a run on any source. BPTT, the baseline, is trained as the teacher is: on as many sequences, at
+its rate (on `tiny` the best of those tried, docs/results.md), in its precision.
 """
 
 from collections.abc import Callable
 
 from smt_ray.config import (
+    BpttConfig,
     DataConfig,
     DmtConfig,
     EvaluationConfig,
@@ -22,6 +24,15 @@ from smt_ray.config import (
 
 def tiny() -> RunConfig:
     """Two CPU cores, a few minutes."""
+    teacher = TrainConfig(
+        steps=1800,
+        global_batch=8,
+        learning_rate=4e-3,
+        schedule="cosine",
+        warmup_fraction=0.05,
+        validate_every=900,
+        validation_batches=32,
+    )
     return RunConfig(
         preset="tiny",
         name="tiny",
@@ -36,15 +47,7 @@ def tiny() -> RunConfig:
             cell_depth=2,
         ),
         loss=LossConfig(whiten_dynamics="directions"),
-        teacher=TrainConfig(
-            steps=1800,
-            global_batch=8,
-            learning_rate=4e-3,
-            schedule="cosine",
-            warmup_fraction=0.05,
-            validate_every=900,
-            validation_batches=32,
-        ),
+        teacher=teacher,
         labels=LabelConfig(fraction=0.03),
         transition=TransitionConfig(
             train=TrainConfig(
@@ -70,12 +73,34 @@ def tiny() -> RunConfig:
                 validation_batches=8,
             ),
         ),
+        finetune=BpttConfig(
+            train=TrainConfig(
+                steps=250,
+                global_batch=16,
+                learning_rate=2e-3,
+                schedule="cosine",
+                validate_every=125,
+                validation_batches=8,
+            )
+        ),
+        bptt=BpttConfig(train=teacher),
         evaluation=EvaluationConfig(sequences=512),
     )
 
 
 def small() -> RunConfig:
     """One GPU, about an hour."""
+    teacher = TrainConfig(
+        steps=20_000,
+        global_batch=128,
+        learning_rate=1e-3,
+        schedule="cosine",
+        precision="bfloat16",
+        validate_every=1000,
+    )
+    dmt = TrainConfig(
+        steps=4_000, global_batch=64, learning_rate=1e-4, schedule="cosine", precision="bfloat16"
+    )
     return RunConfig(
         preset="small",
         name="small",
@@ -84,32 +109,25 @@ def small() -> RunConfig:
             width=192, memory_tokens=8, heads=6, encoder_depth=6, decoder_depth=2, cell_depth=4
         ),
         loss=LossConfig(timesteps=8, horizon=32),
-        teacher=TrainConfig(
-            steps=20_000,
-            global_batch=128,
-            learning_rate=1e-3,
-            schedule="cosine",
-            precision="bfloat16",
-            validate_every=1000,
-        ),
+        teacher=teacher,
         transition=TransitionConfig(
             train=TrainConfig(steps=2_000, global_batch=64, precision="bfloat16", schedule="cosine")
         ),
-        dmt=DmtConfig(
-            train=TrainConfig(
-                steps=4_000,
-                global_batch=64,
-                learning_rate=1e-4,
-                schedule="cosine",
-                precision="bfloat16",
-            )
-        ),
+        dmt=DmtConfig(train=dmt),
+        finetune=BpttConfig(train=dmt),
+        bptt=BpttConfig(train=teacher),
         runtime=RuntimeConfig(workers=1, gpu=True, gang_ranks=1, micro_batch=64),
     )
 
 
 def paper() -> RunConfig:
     """The authors' sizes (arXiv:2606.06479), with our encoder and losses; one large GPU or more."""
+    teacher = TrainConfig(
+        steps=150_000, global_batch=128, precision="bfloat16", validate_every=2500
+    )
+    dmt = TrainConfig(
+        steps=18_000, global_batch=32, learning_rate=3e-5, schedule="cosine", precision="bfloat16"
+    )
     return RunConfig(
         preset="paper",
         name="paper",
@@ -118,21 +136,13 @@ def paper() -> RunConfig:
             width=256, memory_tokens=16, heads=8, encoder_depth=8, decoder_depth=4, cell_depth=8
         ),
         loss=LossConfig(timesteps=8, horizon=64),
-        teacher=TrainConfig(
-            steps=150_000, global_batch=128, precision="bfloat16", validate_every=2500
-        ),
+        teacher=teacher,
         transition=TransitionConfig(
             train=TrainConfig(steps=5_000, global_batch=64, precision="bfloat16", schedule="cosine")
         ),
-        dmt=DmtConfig(
-            train=TrainConfig(
-                steps=18_000,
-                global_batch=32,
-                learning_rate=3e-5,
-                schedule="cosine",
-                precision="bfloat16",
-            )
-        ),
+        dmt=DmtConfig(train=dmt),
+        finetune=BpttConfig(train=dmt),
+        bptt=BpttConfig(train=teacher),
         runtime=RuntimeConfig(workers=1, gpu=True, gang_ranks=1, micro_batch=32),
     )
 
@@ -140,7 +150,7 @@ def paper() -> RunConfig:
 def large() -> RunConfig:
     """About a billion parameters, ZeRO-3 over 8 GPUs."""
     base = paper()
-    train = TrainConfig(
+    teacher = TrainConfig(
         steps=100_000,
         global_batch=512,
         learning_rate=2e-4,
@@ -156,9 +166,11 @@ def large() -> RunConfig:
             width=1536, memory_tokens=16, heads=12, encoder_depth=20, decoder_depth=6, cell_depth=8
         ),
         loss=base.loss,
-        teacher=train,
+        teacher=teacher,
         transition=base.transition,
         dmt=base.dmt,
+        finetune=base.finetune,
+        bptt=BpttConfig(train=teacher),
         runtime=RuntimeConfig(
             workers=8, gpu=True, zero_stage=3, micro_batch=2, gang_ranks=8, gang_batch=64
         ),

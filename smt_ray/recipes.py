@@ -45,7 +45,7 @@ TINY_TASK: dict[str, Any] = {
         "train": {"steps": 3000, "global_batch": 16, "learning_rate": 2e-3},
     },
     "finetune": {"train": {"steps": 1000, "global_batch": 16, "learning_rate": 2e-3}},
-    "bptt": {"train": {"steps": 6000, "global_batch": 16, "learning_rate": 1e-3}},
+    "bptt": {"train": {"steps": 6000, "global_batch": 16, "learning_rate": 3e-3}},
 }
 """What `tiny` changes for a task."""
 
@@ -68,6 +68,7 @@ TINY_TASKS: dict[str, dict[str, Any]] = {
         "loss": {"horizon": 4, "timesteps": 32},
         "teacher": {"learning_rate": 5e-3},
         "dmt": STARTED_DMT,
+        "bptt": {"train": {"learning_rate": 8e-3}},
     },
     "modular": {"dmt": FREE_DMT},
     "parity": {"dmt": STARTED_DMT},
@@ -102,6 +103,8 @@ TINY_PIXELS: dict[str, Any] = {
     "teacher": {"steps": 6000, "learning_rate": 6e-3, "validate_every": 750},
     "transition": {"train": {"steps": 750, "learning_rate": 2e-3}},
     "dmt": {"train": {"steps": 3000, "learning_rate": 2e-3, "validate_every": 750}},
+    "finetune": {"train": {"steps": 1000, "learning_rate": 2e-3, "validate_every": 250}},
+    "bptt": {"train": {"steps": 3000, "learning_rate": 4e-3, "validate_every": 750}},
 }
 """What `tiny` changes for images of any size."""
 

@@ -37,8 +37,8 @@ class ModelConfig:
     decoder_depth: int = 1
     """Blocks of the decoder, and of the readout that is copied from it."""
     cell: str = "transformer"
-    """Kind of RNN cell: `transformer`, `mlp`, `gru`, `lstm` (for BPTT alone: its state is not
-    normalised), or `module:Class` of your own."""
+    """Kind of RNN cell: `transformer`, `mlp`, `gru`, or `module:Class` of your own. (`lstm` is
+    for benchmarks of BPTT: no labels can teach a state that is not normalised.)"""
     cell_depth: int = 1
     """Blocks of the cell (`transformer` and `mlp`)."""
     write_gate: bool = False

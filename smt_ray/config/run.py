@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from smt_ray.config.build import build, merge
-from smt_ray.config.checks import at_least, require
+from smt_ray.config.checks import at_least, flag, require
 from smt_ray.config.data import DataConfig
 from smt_ray.config.model import ModelConfig
 from smt_ray.config.stages import (
@@ -115,10 +115,10 @@ class RunConfig:
         require(self.model.cell != "lstm", "model.cell", self.model.cell, rule)
         require(self.transition.cell != "lstm", "transition.cell", self.transition.cell, rule)
         causal = self.model.encoder == "causal"
-        rule = (
-            "needs model.encoder=causal, which makes all memories in one pass; give --loss.no-dense"
-        )
-        require(causal or not self.loss.dense, "loss.dense", self.loss.dense, rule)
+        rule = "needs the memories of all timesteps, so model.encoder=causal; give --loss.no-"
+        for name in ("dense", "dense_dynamics"):
+            value = getattr(self.loss, name)
+            require(causal or not value, f"loss.{flag(name)}", value, rule + flag(name))
         rule = "needs the memories of all timesteps; give --loss.dense as well"
         both = self.loss.dense or not self.loss.dense_dynamics
         require(both, "loss.dense-dynamics", self.loss.dense_dynamics, rule)

@@ -98,9 +98,11 @@ class DmtConfig:
     """Optimisation."""
     mode: Literal["parallel", "sequential", "one_step"] = "parallel"
     """`parallel`: all timesteps of a window advance at once, by one step a visit; `sequential`: a
-    fresh rollout every step; `one_step`: the control, on the teacher's memories."""
+    fresh rollout every step; `one_step`: the control, from the teacher's memories (with `unroll`
+    the parts begin there)."""
     visits: float = 12.0
-    """Mean number of visits before a window is replaced by a fresh one."""
+    """Mean number of visits before a window is replaced by a fresh one, were it not for its age:
+    after L / `depth` visits it is replaced, too."""
     windows: int = 8
     """Windows in flight for each sequence of a batch (P / B)."""
     depth: int = 1
@@ -142,8 +144,9 @@ class BpttConfig:
     span: int = 32
     """Timesteps between two cuts of the gradient in modes `truncated` and `parallel`."""
     visits: float = 4.0
-    """Mean number of visits before a sequence is replaced by a fresh one (`parallel`). A state at t
-    comes from the empty memory after t / `span` of them."""
+    """Mean number of visits before a sequence is replaced by a fresh one (`parallel`), were it not
+    for its age: after L / `span` visits it is replaced, too. Parts begin at the empty memory; the
+    state at t comes from the beginning of the sequence after t / `span` visits."""
     windows: int = 8
     """Sequences in flight for each one of a batch (`parallel`)."""
 

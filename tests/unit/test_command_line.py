@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from benchmarks.tasks import RESULTS, best_rate
 from jobs import pretrain_lm, pretrain_pixels, solve_task
 from smt_ray.config import RunConfig, leaves
 from smt_ray.presets import PRESETS
 from smt_ray.recipes import on_source
+from smt_ray.tasks import TASKS
 
 ROOT = Path(__file__).parents[2]
 
@@ -88,12 +90,32 @@ def test_text_takes_its_source_and_lowers_what_a_short_length_bounds():
     assert on_source("small") == PRESETS["small"]()
 
 
-def test_the_flag_that_an_error_tells_to_give_mends_it():
-    flags = ["--model.encoder", "bidirectional"]
-    with pytest.raises(ValueError, match=r"give --\S+") as refused:
-        pretrain_lm.parse(flags)
-    run = pretrain_lm.parse([*flags, str(refused.value).rsplit(" ", 1)[1]]).run
-    assert (run.model.encoder, run.loss.dense) == ("bidirectional", False)
+@pytest.mark.parametrize(("job", "errors"), [(pretrain_lm, 1), (solve_task, 2)])
+def test_the_flags_that_errors_tell_to_give_mend_them(job, errors):
+    flags = ["--model.encoder", "bidirectional", *(["--task=copy"] if job is solve_task else [])]
+    for _ in range(errors):
+        with pytest.raises(ValueError, match=r"give --\S+") as refused:
+            job.parse(flags)
+        flags.append(str(refused.value).rsplit(" ", 1)[1])
+    loss = job.parse(flags).run.loss
+    assert (loss.dense, loss.dense_dynamics) == (False, False)
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+@pytest.mark.parametrize("source", ["stdlib", "pixels:digits", *(f"task:{task}" for task in TASKS)])
+def test_bptt_has_as_many_sequences_as_the_teacher_and_its_precision(preset, source):
+    run = on_source(preset, source)
+    bptt, teacher = run.bptt.train, run.teacher
+    assert bptt.steps * bptt.global_batch >= teacher.steps * teacher.global_batch
+    assert (bptt.precision, bptt.schedule) == (teacher.precision, teacher.schedule)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_bptt_on_tiny_has_the_rate_that_was_best_at_the_length_of_the_preset(task):
+    run = on_source("tiny", f"task:{task}")
+    rate = best_rate(task, run.data.sequence_length, "bptt", RESULTS)
+    learned = {"copy", "modular", "parity", "stack"}  # retrieval and keysvalues stay at chance
+    assert run.bptt.train.learning_rate == rate or task not in learned
 
 
 def test_a_short_task_lowers_what_its_length_bounds():

@@ -4,15 +4,18 @@ import itertools
 import re
 import shlex
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from jobs import evaluate, generate, pretrain_lm, pretrain_pixels, scaling_study, solve_task
-from smt_ray.command_line import parse
+from smt_ray.command_line import Options, parse, parse_run
 from smt_ray.distributed.prometheus import COUNTERS, GAUGES
+from smt_ray.recipes import on_source
 from smt_ray.studies.options import Sweeper
 from smt_ray.studies.sweep import Sweep
+from smt_ray.tasks import TASKS
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -62,6 +65,19 @@ def test_a_job_takes_its_arguments(words):
     for option, value in itertools.pairwise(words):
         if option == "--runtime-env":
             assert (ROOT / value).exists()
+
+
+@pytest.mark.parametrize("source", ["stdlib", "pixels:digits", *(f"task:{task}" for task in TASKS)])
+def test_the_papers_own_encoder_and_dmt_are_the_flags_that_are_named(source):
+    inline = re.findall(r"`(--[^`]+ --[^`]+)`", README)
+    encoder, dmt = (
+        next(flags.split() for flags in inline if flags.startswith(f"--{name}"))
+        for name in ("model.encoder", "dmt.mode")
+    )
+    parsed: Options = parse_run([*encoder, *dmt], "", partial(on_source, source=source))
+    run = parsed.run
+    assert (run.model.encoder, run.dmt.mode) == ("bidirectional", "sequential")
+    assert (run.dmt.unroll, run.dmt.dynamics, run.dmt.fade) == (False, 10.0, 0.0)
 
 
 @pytest.mark.parametrize("words", [words for words in COMMANDS if words[0] == "make"])

@@ -8,7 +8,7 @@ from benchmarks import task_results
 @pytest.fixture(autouse=True)
 def drawn(monkeypatch):
     panels = {}
-    monkeypatch.setattr(task_results, "draw", lambda _, found, **__: panels.update(found))
+    monkeypatch.setattr(task_results, "draw", lambda _, found, *__, **___: panels.update(found))
     return panels
 
 

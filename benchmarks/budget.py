@@ -8,6 +8,7 @@ a schedule runs over the share of the time that is used. Scores on held-out data
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,8 +19,23 @@ from smt_ray.data.reader import Batch, Stream
 from smt_ray.distributed.loop import learning_rate
 from smt_ray.objectives.objective import Objective
 
+Trained = TypeVar("Trained", bound=Objective, contravariant=True)
 FINE = 10_000
 """Steps that a schedule over time is divided into."""
+
+
+@dataclass(frozen=True)
+class Scoring(Generic[Trained]):
+    """How an objective is scored while it is trained."""
+
+    score: Callable[[Trained], float]
+    """A figure on held-out data, higher is better."""
+    enough: float = float("inf")
+    """Score that ends the training, twice in a row."""
+    every: float = 10.0
+    """CPU seconds between two scores."""
+    best: bool = False
+    """End with the weights of the highest score, as the training stages do."""
 
 
 @dataclass
@@ -41,34 +57,28 @@ class Outcome:
 
 
 def train(
-    objective: Objective,
+    objective: Trained,
     config: TrainConfig,
     stream: Stream,
     seconds: float,
     *,
-    score: Callable[[], float] | None = None,
-    enough: float = float("inf"),
-    every: float = 10.0,
     steps: float = float("inf"),
-    best: bool = False,
+    scoring: Scoring[Trained] | None = None,
 ) -> Outcome:
-    """Train until the time or the steps are used, or two scores in a row are `enough`.
+    """Train until the time or the steps are used, or two scores in a row are enough.
 
     Args:
         objective: what is trained.
         config: optimisation; its `steps` do not count.
         stream: batches.
         seconds: CPU seconds.
-        score: a figure on held-out data, higher is better.
-        enough: the score that ends the training.
-        every: CPU seconds between two scores.
         steps: most steps; with it the schedule runs over whichever share is greater.
-        best: end with the weights of the highest score, as the training stages do.
+        scoring: scores on the way, if any.
     """
     schedule = replace(config, steps=FINE)
     optimizer = _optimizer(objective, config)
     parameters = list(objective.parameters())
-    outcome, due = Outcome(), every
+    outcome, due = Outcome(), scoring.every if scoring else 0.0
     kept: dict[str, Tensor] = {}
     while outcome.seconds < seconds and outcome.steps < steps:
         began = now()
@@ -83,15 +93,15 @@ def train(
         outcome.steps += 1
         outcome.tokens += batch["inputs"].numel()
         outcome.seconds += now() - began
-        if score and outcome.seconds >= due:
-            due = outcome.seconds + every
-            outcome.scores.append((outcome.seconds, score()))
-            if best and outcome.scores[-1][1] == max(value for _, value in outcome.scores):
+        if scoring and outcome.seconds >= due:
+            due = outcome.seconds + scoring.every
+            outcome.scores.append((outcome.seconds, scoring.score(objective)))
+            if scoring.best and outcome.scores[-1][1] == max(value for _, value in outcome.scores):
                 kept = {name: value.clone() for name, value in objective.state_dict().items()}
             last = [value for _, value in outcome.scores[-2:]]
-            if len(last) == 2 and min(last) >= enough:
+            if len(last) == 2 and min(last) >= scoring.enough:
                 break
-    if kept and score and score() < max(value for _, value in outcome.scores):
+    if kept and scoring and scoring.score(objective) < max(value for _, value in outcome.scores):
         objective.load_state_dict(kept)
     return outcome
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.budget import Outcome
+from benchmarks.budget import Outcome, Scoring
 from benchmarks.pool import Result
 from benchmarks.smt import (
     Shares,
@@ -26,7 +26,8 @@ from benchmarks.smt import (
 from benchmarks.timer import now
 from smt_ray.config import BpttConfig, RunConfig, TaskConfig
 from smt_ray.data.reader import Batch, Stream
-from smt_ray.model.rnn import RNN
+from smt_ray.objectives.bptt import Bptt
+from smt_ray.objectives.dmt import Dmt
 from smt_ray.objectives.objective import hashed
 from smt_ray.recipes import on_task
 from smt_ray.tasks import TASKS
@@ -173,16 +174,17 @@ def _smt(cell: Cell, config: RunConfig) -> dict[str, Any]:
     validation, test = source.held_out("validation"), source.held_out("test")
     longer = source.held_out("test", 4)
 
-    def score(rnn: RNN) -> float:
-        return rnn_score(rnn, validation).accuracy
+    def accuracy(training: Dmt | Bptt) -> float:
+        return rnn_score(training.rnn, validation).accuracy
 
+    scoring = Scoring(accuracy, enough=ENOUGH)
     trained = train_teacher(
         config, source, seconds, SHARES, round(LABELLED * max(1.0, cell.seconds / SECONDS)),
-        score=lambda teacher: teacher_score(teacher, validation).accuracy,
+        Scoring(lambda teacher: teacher_score(teacher, validation).accuracy),
     )  # fmt: skip
 
     left = seconds - trained.seconds
-    dmt, outcome = train_dmt(config, source, trained, config.dmt, left, enough=ENOUGH, score=score)
+    dmt, outcome = train_dmt(config, source, trained, config.dmt, left, scoring=scoring)
     rnn, stages = dmt.rnn, {**trained.stages, "dmt": outcome}
     before_finetune = one_step = None
     if cell.method in CONTROLLED and cell.seed == 0:
@@ -194,9 +196,8 @@ def _smt(cell: Cell, config: RunConfig) -> dict[str, Any]:
         used = sum(stage.seconds for stage in stages.values())
         settings = bptt_settings(config, FINETUNE_RATE, cell.seed)
         rnn, stages["finetune"] = train_bptt(
-            config.model, source, settings, cell.seconds - used,
-            start=rnn, enough=ENOUGH, score=score,
-        )  # fmt: skip
+            config.model, source, settings, cell.seconds - used, start=rnn, scoring=scoring
+        )
     return {
         "accuracy": rnn_score(rnn, test).accuracy,
         "bits": rnn_score(rnn, validation).bits,
@@ -243,16 +244,9 @@ def _bptt(cell: Cell, config: RunConfig) -> dict[str, Any]:
         mode = BpttConfig(mode="truncated", span=32)
     elif cell.method == "bptt_parallel":  # one that stays for a visit a part ends as a rollout
         mode = BpttConfig(mode="parallel", span=SPAN, visits=cell.length / SPAN)
-    outcome: Outcome
-    rnn, outcome = train_bptt(
-        model,
-        source,
-        bptt_settings(config, cell.rate, cell.seed),
-        cell.seconds,
-        mode=mode,
-        enough=ENOUGH,
-        score=lambda rnn: rnn_score(rnn, validation).accuracy,
-    )
+    settings = bptt_settings(config, cell.rate, cell.seed)
+    scoring = Scoring[Bptt](lambda bptt: rnn_score(bptt.rnn, validation).accuracy, enough=ENOUGH)
+    rnn, outcome = train_bptt(model, source, settings, cell.seconds, mode=mode, scoring=scoring)
     return {
         "accuracy": rnn_score(rnn, test).accuracy,
         "bits": rnn_score(rnn, validation).bits,

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.budget import Outcome
+from benchmarks.budget import Outcome, Scoring
 from benchmarks.corpus import Corpus
 from benchmarks.pool import Result, measure
 from benchmarks.smt import (
@@ -41,6 +41,7 @@ from smt_ray.config import BpttConfig, EncoderKind, ModelConfig, RunConfig
 from smt_ray.evaluation.ngrams import NgramModel
 from smt_ray.model.encoder import build_encoder
 from smt_ray.model.rnn import RNN
+from smt_ray.objectives.dmt import Dmt
 from smt_ray.recipes import on_text
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "method"
@@ -142,10 +143,10 @@ def smt(length: int, seconds: float, *, modes: Sequence[str] = ("parallel",)) ->
         dmt = config.override("dmt.mode", mode).dmt
         track = Track(labels)
         limit = left if mode == "parallel" else 8 * left
+        scoring = Scoring(track, every=EVERY) if len(modes) > 1 else None
         objective, outcome = train_dmt(
-            config, source, trained, dmt, limit, steps=steps,
-            score=track if len(modes) > 1 else None, every=EVERY,
-        )  # fmt: skip
+            config, source, trained, dmt, limit, steps=steps, scoring=scoring
+        )
         steps = min(steps, outcome.steps)
         result[mode] = {**_figures(objective.rnn, labels), **_used(outcome)}
         if len(modes) > 1:
@@ -186,9 +187,9 @@ class Track:
         """Score against `labels`, a part of them."""
         self.labels, self.figures = labels.first(64), list[dict[str, float]]()
 
-    def __call__(self, rnn: RNN) -> float:
+    def __call__(self, dmt: Dmt) -> float:
         """Score; fewer bits are a higher score."""
-        self.figures.append(_figures(rnn, self.labels))
+        self.figures.append(_figures(dmt.rnn, self.labels))
         return -self.figures[-1]["bits"]
 
     def points(self, outcome: Outcome) -> list[dict[str, float]]:

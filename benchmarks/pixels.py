@@ -18,6 +18,7 @@ from pathlib import Path
 from statistics import fmean
 
 from benchmarks import rates
+from benchmarks.budget import Scoring
 from benchmarks.cells import FINETUNE, FINETUNE_RATE
 from benchmarks.corpus import Corpus
 from benchmarks.pool import Result, measure
@@ -36,7 +37,8 @@ from benchmarks.smt import (
 )
 from smt_ray.data.pixels import DIGITS
 from smt_ray.data.sources import image_shape
-from smt_ray.model.rnn import RNN
+from smt_ray.objectives.bptt import Bptt
+from smt_ray.objectives.dmt import Dmt
 from smt_ray.recipes import on_pixels
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "pixels"
@@ -62,26 +64,25 @@ def smt(source: str, seed: int, seconds: float, method: str) -> Result:
     corpus = Corpus(config.data, seed)
     held = corpus.held_out()
 
-    def score(rnn: RNN) -> float:
-        return -rnn_score(rnn, held).bits
+    def score(training: Dmt | Bptt) -> float:
+        return -rnn_score(training.rnn, held).bits
 
     every = seconds / SCORES
+    scoring = Scoring(score, every=every, best=True)
     labelled = round(config.labels.fraction * len(corpus.train))
     trained = train_teacher(
-        config, corpus, seconds - finetune, SHARES, labelled, best=True, every=every,
-        score=lambda teacher: -teacher_score(teacher, held).bits,
+        config, corpus, seconds - finetune, SHARES, labelled,
+        Scoring(lambda teacher: -teacher_score(teacher, held).bits, every=every, best=True),
     )  # fmt: skip
     taught = teacher_score(trained.teacher, held).bits
     left = seconds - finetune - trained.seconds
-    dmt, outcome = train_dmt(
-        config, corpus, trained, config.dmt, left, best=True, every=every, score=score
-    )
+    dmt, outcome = train_dmt(config, corpus, trained, config.dmt, left, scoring=scoring)
     rnn, stages = dmt.rnn, {**trained.stages, "dmt": outcome}
     before_finetune = rnn_score(rnn, held).bits if finetune else None
     if finetune:
         settings = bptt_settings(config, FINETUNE_RATE, seed)
         rnn, stages["finetune"] = train_bptt(
-            config.model, corpus, settings, finetune, start=rnn, score=score, best=True, every=every
+            config.model, corpus, settings, finetune, start=rnn, scoring=scoring
         )
     return {
         "bits": rnn_score(rnn, held).bits,
@@ -100,13 +101,11 @@ def bptt(source: str, seed: int, seconds: float, rate: float) -> Result:
     corpus = Corpus(config.data, seed)
     held = corpus.held_out()
 
-    def score(rnn: RNN) -> float:
-        return -rnn_score(rnn, held).bits
-
     settings = bptt_settings(config, rate, seed)
-    rnn, outcome = train_bptt(
-        config.model, corpus, settings, seconds, score=score, best=True, every=seconds / SCORES
+    scoring = Scoring[Bptt](
+        lambda bptt: -rnn_score(bptt.rnn, held).bits, every=seconds / SCORES, best=True
     )
+    rnn, outcome = train_bptt(config.model, corpus, settings, seconds, scoring=scoring)
     return {
         "bits": rnn_score(rnn, held).bits,
         "rate": rate,

@@ -4,7 +4,6 @@ Shapes: B batch, L sequence, K memory tokens, D width.
 """
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -12,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from benchmarks.budget import Outcome, train
+from benchmarks.budget import Outcome, Scoring, train
 from benchmarks.timer import now
 from smt_ray.config import BpttConfig, DmtConfig, ModelConfig, RunConfig, TrainConfig
 from smt_ray.data.reader import Batch, Stream
@@ -97,16 +96,9 @@ def train_teacher(
     seconds: float,
     shares: Shares,
     labelled: int,
-    *,
-    score: Callable[[Teacher], float] | None = None,
-    enough: float = float("inf"),
-    every: float = 10.0,
-    best: bool = False,
+    scoring: Scoring[Teacher] | None = None,
 ) -> Trained:
-    """Train the teacher, label `labelled` sequences and fit the cell to them.
-
-    `score`, `enough`, `every` and `best` are about the teacher, as in `budget.train`.
-    """
+    """Train the teacher, label `labelled` sequences and fit the cell to them."""
     torch.manual_seed(config.teacher.seed)
     teacher = Teacher(config.model, config.loss, source.vocabulary, config.teacher.seed)
     outcome = train(
@@ -114,10 +106,7 @@ def train_teacher(
         config.teacher,
         source.training(config.teacher.global_batch),
         seconds * shares.teacher,
-        score=(lambda: score(teacher)) if score else None,
-        enough=enough,
-        every=every,
-        best=best,
+        scoring=scoring,
     )
     began = now()
     fresh = source.training(config.dmt.train.global_batch)
@@ -160,11 +149,8 @@ def train_dmt(
     dmt: DmtConfig,
     seconds: float,
     *,
-    enough: float = float("inf"),
     steps: float = float("inf"),
-    score: Callable[[RNN], float] | None = None,
-    every: float = 10.0,
-    best: bool = False,
+    scoring: Scoring[Dmt] | None = None,
 ) -> tuple[Dmt, Outcome]:
     """Train the fitted RNN on its own memories for the CPU seconds or steps given."""
     objective = Dmt(config.model, dmt, source.vocabulary)
@@ -176,18 +162,7 @@ def train_dmt(
         stream = Windows(
             stream, factor=dmt.windows, visits=dmt.visits, depth=dmt.depth, seed=dmt.train.seed
         )
-    outcome = train(
-        objective,
-        dmt.train,
-        stream,
-        seconds,
-        score=(lambda: score(objective.rnn)) if score else None,
-        enough=enough,
-        steps=steps,
-        every=every,
-        best=best,
-    )
-    return objective, outcome
+    return objective, train(objective, dmt.train, stream, seconds, steps=steps, scoring=scoring)
 
 
 def bptt_settings(config: RunConfig, rate: float, seed: int) -> TrainConfig:
@@ -207,10 +182,7 @@ def train_bptt(
     *,
     mode: BpttConfig = FULL,
     start: RNN | None = None,
-    enough: float = float("inf"),
-    score: Callable[[RNN], float] | None = None,
-    every: float = 10.0,
-    best: bool = False,
+    scoring: Scoring[Bptt] | None = None,
 ) -> tuple[RNN, Outcome]:
     """Train an RNN by unrolling it as `mode` says, from fresh weights or those of `start`."""
     torch.manual_seed(optimisation.seed)
@@ -223,17 +195,7 @@ def train_bptt(
             stream, factor=mode.windows, visits=mode.visits, depth=mode.span,
             seed=optimisation.seed, shape=(model.memory_tokens, model.width),
         )  # fmt: skip
-    outcome = train(
-        objective,
-        optimisation,
-        stream,
-        seconds,
-        score=(lambda: score(objective.rnn)) if score else None,
-        enough=enough,
-        every=every,
-        best=best,
-    )
-    return objective.rnn, outcome
+    return objective.rnn, train(objective, optimisation, stream, seconds, scoring=scoring)
 
 
 def teacher_score(teacher: Teacher, held: Batch) -> Score:

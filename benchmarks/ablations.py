@@ -46,7 +46,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "not-whitened": {"loss.whiten_dynamics": "none"},
     "no-uniformity": {"loss.uniformity": 0.0},
     "not-dense": {"loss.dense": False},
-    "short-convolution": {"model.trunk_reach": 3},
+    "short-convolution": {"model.short_convolution": 3},
     "mlp": {"model.cell": "mlp"},
     "gru": {"model.cell": "gru"},
     "gru-not-whitened": {"model.cell": "gru", "loss.whiten_dynamics": "none"},

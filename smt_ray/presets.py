@@ -41,7 +41,7 @@ def tiny() -> RunConfig:
             memory_tokens=4,
             heads=2,
             encoder_depth=3,
-            trunk_reach=0,  # with it the RNN is further from its better teacher: docs/log.md
+            short_convolution=0,  # with it the RNN is further from its better teacher: docs/log.md
             register_depth=1,
             decoder_depth=1,
             cell_depth=2,

@@ -21,7 +21,7 @@ TINY_TASK: dict[str, Any] = {
         "width": 32,  # a step takes a little over half the time of 64: docs/log.md
         "memory_tokens": 2,  # with 4 the teacher finds what to remember much later: docs/log.md
         "encoder_depth": 2,
-        "trunk_reach": 3,
+        "short_convolution": 3,
         "register_depth": 2,
         "cell_depth": 1,
     },
@@ -56,8 +56,8 @@ STARTED_DMT = {**FREE_DMT, "dynamics": 0.0}
 
 TINY_TASKS: dict[str, dict[str, Any]] = {
     "copy": {
-        # "As far after the marker as its symbol is before it" is told by a clock, not by distances.
-        "model": {"clock": True, "memory_tokens": 4},
+        # "As far after the marker as its symbol is before it" is told by positions, no distance.
+        "model": {"absolute_positions": True, "memory_tokens": 4},
         # With four tokens a whole string is not decoded below 0.7 nats: docs/log.md.
         "loss": {"timesteps": 8, "dynamics_below": 2.0},
         "teacher": {"learning_rate": 5e-3},
@@ -76,7 +76,7 @@ TINY_TASKS: dict[str, dict[str, Any]] = {
         # A slot for every pair and one to spare, which a closed gate keeps as it is; a decoder that
         # can look a key up among its inputs.
         "model": {
-            "clock": True,
+            "absolute_positions": True,
             "memory_tokens": 9,
             "decoder_depth": 2,
             "cell_depth": 2,
@@ -98,7 +98,7 @@ TINY_TASKS: dict[str, dict[str, Any]] = {
 """What `tiny` changes for one task more than for the others."""
 
 TINY_PIXELS: dict[str, Any] = {
-    "model": {"clock": True, "trunk_reach": 3},  # a clock tells where in a row a pixel lies
+    "model": {"absolute_positions": True, "short_convolution": 3},  # where in a row a pixel lies
     "loss": {"dynamics": 1.0},
     "teacher": {"steps": 6000, "learning_rate": 6e-3, "validate_every": 750},
     "transition": {"train": {"steps": 750, "learning_rate": 2e-3}},

@@ -24,12 +24,12 @@ class ModelConfig:
     paper's) makes one memory a pass, by full attention."""
     encoder_depth: int = 3
     """Blocks of the encoder's causal trunk, or of the bidirectional encoder."""
-    trunk_reach: int = 3
+    short_convolution: int = 3
     """Positions before each one that every block of the causal trunk adds to it first, weighted by
     channel: a short causal convolution, without which recall is learned late."""
-    clock: bool = False
+    absolute_positions: bool = False
     """Add sines of the absolute position to the inputs of the causal trunk and of the decoder,
-    beside the rotary ones, which tell distances alone. The RNN itself has no clock."""
+    beside the rotary ones, which tell distances alone. The RNN itself has none."""
     register_depth: int = 2
     """R: blocks in which the K registers of each timestep read the trunk (`causal`)."""
     project_registers: bool = True
@@ -49,7 +49,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         """Check every field."""
         names = ("width", "memory_tokens", "heads", "encoder_depth", "register_depth")
-        at_least(0, "model", self, "trunk_reach")
+        at_least(0, "model", self, "short_convolution")
         at_least(1, "model", self, *names, "decoder_depth", "cell_depth", "mlp_ratio")
         check_cell("model", self.cell, self.write_gate)
         rule = "must be even for model.cell=lstm, which keeps h and c in a half each"

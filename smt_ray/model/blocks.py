@@ -31,7 +31,7 @@ def rotation(length: int, head_width: int, device: torch.device) -> Rotation:
     return torch.polar(torch.ones_like(angles), angles)
 
 
-def clock(positions: Int[Tensor, "*T"], width: int) -> Float[Tensor, "*T D"]:
+def sinusoids(positions: Int[Tensor, "*T"], width: int) -> Float[Tensor, "*T D"]:
     """Return sines and cosines of absolute positions, of mean square 1/2 (arXiv:1706.03762).
 
     Rotary angles tell distances alone. "As far after the marker as the answer is before it" is no
@@ -129,17 +129,17 @@ def _causal_tail(asked: int, length: int, device: torch.device) -> Bool[Tensor, 
     return everything.tril(diagonal=length - asked)
 
 
-class Recent(nn.Module):
+class ShortConvolution(nn.Module):
     """Add the few positions before to each one, weighted by channel: a causal convolution.
 
     A position then knows its neighbours before any attention has learned to find them, which is
     half of what recall needs ("what came after the marker?").
     """
 
-    def __init__(self, width: int, reach: int) -> None:
-        """Create the weights of the `reach` positions before."""
+    def __init__(self, width: int, before: int) -> None:
+        """Create the weights of the positions `before` each one."""
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(reach, width) * (2 * reach) ** -0.5)
+        self.weight = nn.Parameter(torch.randn(before, width) * (2 * before) ** -0.5)
 
     def forward(self, x: Float[Tensor, "N T D"]) -> Float[Tensor, "N T D"]:
         """Mix; nothing is before the first position."""

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from smt_ray.config import ModelConfig
-from smt_ray.model.blocks import Block, Embedding, Linear, clock, normalize, rotation
+from smt_ray.model.blocks import Block, Embedding, Linear, normalize, rotation, sinusoids
 
 
 class Decoder(nn.Module):
@@ -18,7 +18,7 @@ class Decoder(nn.Module):
         """Create the blocks and the output map."""
         super().__init__()
         self.head_width = config.width // config.heads
-        self.clock = config.clock
+        self.absolute_positions = config.absolute_positions
         self.embed = Embedding(vocabulary, config.width)
         self.slot = nn.Parameter(torch.randn(config.memory_tokens, config.width) * 0.5)
         self.blocks = nn.ModuleList(
@@ -37,15 +37,15 @@ class Decoder(nn.Module):
         Args:
             memory: m_t.
             following: x_{t+1}..x_{t+F-1}, so F - 1 tokens; none for the readout.
-            timesteps: t of each memory; needed with `following` where the model has a clock.
+            timesteps: t of each memory; needed with `following` and absolute positions.
         """
         stream = memory + self.slot
         if following is not None:
             arriving = self.embed(following)
-            if self.clock:
+            if self.absolute_positions:
                 assert timesteps is not None
                 offsets = torch.arange(1, 1 + following.shape[1], device=following.device)
-                arriving = arriving + clock(timesteps[:, None] + offsets, arriving.shape[-1])
+                arriving = arriving + sinusoids(timesteps[:, None] + offsets, arriving.shape[-1])
             stream = torch.cat((stream, arriving), dim=1)
         by = rotation(stream.shape[1], self.head_width, stream.device)
         horizon = stream.shape[1] - memory.shape[1] + 1

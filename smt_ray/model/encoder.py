@@ -18,12 +18,12 @@ from smt_ray.model.blocks import (
     Block,
     Embedding,
     Linear,
-    Recent,
-    clock,
+    ShortConvolution,
     normalize,
     rms_norm,
     rotate,
     rotation,
+    sinusoids,
 )
 
 CHUNK = 1 << 15
@@ -102,8 +102,10 @@ class CausalEncoder(nn.Module):
         self.trunk = nn.ModuleList(
             Block(width, config.heads, config.mlp_ratio) for _ in range(config.encoder_depth)
         )
-        self.recent = nn.ModuleList(
-            Recent(width, config.trunk_reach) if config.trunk_reach else nn.Identity()
+        self.convolutions = nn.ModuleList(
+            ShortConvolution(width, config.short_convolution)
+            if config.short_convolution
+            else nn.Identity()
             for _ in range(config.encoder_depth)
         )
         self.register = nn.Parameter(torch.randn(config.memory_tokens, width))
@@ -120,12 +122,12 @@ class CausalEncoder(nn.Module):
             timesteps: the timesteps t asked for, a sequence; all L of them when absent.
         """
         stream = self.embed(tokens)
-        if self.config.clock:
+        if self.config.absolute_positions:
             positions = torch.arange(tokens.shape[1], device=tokens.device)
-            stream = stream + clock(positions, self.config.width)
+            stream = stream + sinusoids(positions, self.config.width)
         by = rotation(tokens.shape[1], self.config.width // self.config.heads, tokens.device)
-        for recent, block in zip(self.recent, self.trunk, strict=True):
-            stream = block(recent(stream), by=by, causal=True)
+        for convolution, block in zip(self.convolutions, self.trunk, strict=True):
+            stream = block(convolution(stream), by=by, causal=True)
         trunk = normalize(stream)
         at = trunk if timesteps is None else trunk.take_along_dim(timesteps[..., None], dim=1)
         registers = repeat(self.register, "k d -> b s k d", b=at.shape[0], s=at.shape[1])

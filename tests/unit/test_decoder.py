@@ -38,9 +38,9 @@ def test_every_horizon_begins_like_a_longer_one(decoder, memory, following):
 
 
 def test_a_clock_tells_when_later_inputs_arrive_and_nothing_of_the_memory(memory, following):
-    config = ModelConfig(width=D, memory_tokens=K, heads=2, clock=True)
+    config = ModelConfig(width=D, memory_tokens=K, heads=2, absolute_positions=True)
     decoder = random_weights(Decoder(config, VOCABULARY)).requires_grad_(False)
-    plain = Decoder(replace(config, clock=False), VOCABULARY)
+    plain = Decoder(replace(config, absolute_positions=False), VOCABULARY)
     plain.load_state_dict(decoder.state_dict())
     early, late = torch.full((N,), 2), torch.full((N,), 9)
     first, second = decoder(memory, following, early), decoder(memory, following, late)

@@ -21,7 +21,7 @@ def make(**settings):
 KINDS: dict[str, dict[str, Any]] = {
     "projected": {"encoder": "causal", "project_registers": True},
     "plain": {"encoder": "causal", "project_registers": False},
-    "clocked": {"encoder": "causal", "clock": True},
+    "absolute positions": {"encoder": "causal", "absolute_positions": True},
     "bidirectional": {"encoder": "bidirectional"},
 }
 

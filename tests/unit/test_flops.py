@@ -36,7 +36,7 @@ def teacher(config):
 
 CASES = {
     "teacher": (CONFIG, teacher),
-    "teacher with a clock": (CONFIG.override("model.clock", True), teacher),
+    "teacher with absolute positions": (CONFIG.override("model.absolute_positions", True), teacher),
     "teacher of sampled memories": (SPARSE, teacher),
     "teacher of all pairs": (CONFIG.override("loss.dense_dynamics", True), teacher),
     "teacher of whitened directions": (

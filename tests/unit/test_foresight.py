@@ -20,11 +20,13 @@ def batch():
     return torch.randn(B, L, K, D), inputs, targets.masked_fill(torch.rand(B, L) < 0.3, -100)
 
 
-@pytest.mark.parametrize(("tokens", "clock"), [(1, False), (25, True), (1 << 14, True)])
-def test_it_scores_each_target_ahead_of_each_memory(batch, monkeypatch, tokens, clock):
+@pytest.mark.parametrize(("tokens", "positions"), [(1, False), (25, True), (1 << 14, True)])
+def test_it_scores_each_target_ahead_of_each_memory(batch, monkeypatch, tokens, positions):
     monkeypatch.setattr(module, "TOKENS", tokens)
     memory, inputs, targets = batch
-    decoder = random_weights(Decoder(replace(MODEL, clock=clock), VOCABULARY)).requires_grad_(False)
+    decoder = random_weights(
+        Decoder(replace(MODEL, absolute_positions=positions), VOCABULARY)
+    ).requires_grad_(False)
     bits, hits, count = torch.zeros(3, HORIZON)
     for row in range(B):
         for t in range(L):

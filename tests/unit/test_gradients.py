@@ -44,12 +44,12 @@ def test_unrolled_gradients_are_those_of_a_loss_from_the_memory_on(batch):
     np.testing.assert_allclose(found, norms, rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize(("tokens", "clock"), [(1, False), (1, True), (1 << 14, True)])
-def test_supervised_gradients_are_those_of_equation_5(batch, monkeypatch, tokens, clock):
+@pytest.mark.parametrize(("tokens", "positions"), [(1, False), (1, True), (1 << 14, True)])
+def test_supervised_gradients_are_those_of_equation_5(batch, monkeypatch, tokens, positions):
     monkeypatch.setattr(gradients, "TOKENS", tokens)
     inputs, targets = batch
     loss = LossConfig(decoding=0.7, dynamics=0.3, horizon=3)
-    decoder = random_weights(Decoder(replace(MODEL, clock=clock), VOCABULARY))
+    decoder = random_weights(Decoder(replace(MODEL, absolute_positions=positions), VOCABULARY))
     cell = random_weights(build_cell(MODEL, VOCABULARY), 1)
     memory = torch.randn(B, L, K, D)
     norms = np.zeros(L)

@@ -36,9 +36,9 @@ def make_batch(step=2, rows=B):
     }
 
 
-def teacher(*, encoder="causal", clock=False, **changes):
+def teacher(*, encoder="causal", positions=False, **changes):
     settings = {name: getattr(LOSS, name) for name in LOSS.__slots__} | changes
-    model = dataclasses.replace(MODEL, encoder=encoder, clock=clock)
+    model = dataclasses.replace(MODEL, encoder=encoder, absolute_positions=positions)
     return random_weights(Teacher(model, LossConfig(**settings), VOCABULARY, SEED))
 
 
@@ -81,7 +81,7 @@ def test_as_many_timesteps_as_there_are_come_once_each(timesteps):
 
 
 @pytest.mark.parametrize(
-    ("encoder", "clock", "dense", "S"),
+    ("encoder", "positions", "dense", "S"),
     [
         ("causal", False, True, 3),
         ("causal", True, True, 3),
@@ -90,8 +90,8 @@ def test_as_many_timesteps_as_there_are_come_once_each(timesteps):
         ("bidirectional", False, False, 3),
     ],
 )
-def test_teacher_equals_a_loop_over_timesteps(encoder, clock, dense, S):
-    changes = {"encoder": encoder, "clock": clock, "dense": dense, "timesteps": S}
+def test_teacher_equals_a_loop_over_timesteps(encoder, positions, dense, S):
+    changes = {"encoder": encoder, "positions": positions, "dense": dense, "timesteps": S}
     model = teacher(**changes).requires_grad_(False)
     batch = make_batch()
     timesteps, inputs, targets = model.timesteps(batch), batch["inputs"], batch["targets"]

@@ -21,14 +21,19 @@ from smt_ray.objectives.transition import Transition
 FILE = Path(__file__).with_name("losses.json")
 B, L, V, STEPS = 8, 24, 32, 20
 MODEL = ModelConfig(width=32, memory_tokens=4, heads=4, encoder_depth=2, decoder_depth=2)
+SLOTS = LossConfig(whiten_dynamics="slots", dense_dynamics=True, dynamics=1.0, dynamics_below=4.0)
 OBJECTIVES = {
     "teacher": lambda: Teacher(MODEL, LossConfig(timesteps=4, horizon=8), V, seed=0),
+    "teacher directions": lambda: Teacher(MODEL, LossConfig(whiten_dynamics="directions"), V, 0),
+    "teacher slots": lambda: Teacher(MODEL, SLOTS, V, seed=0),
     "transition": lambda: Transition(MODEL, V),
     "dmt": lambda: Dmt(MODEL, DmtConfig(), V),
+    "dmt unrolled": lambda: Dmt(MODEL, DmtConfig(unroll=True, depth=5, dynamics=1.0), V),
     "dmt sequential": lambda: Dmt(MODEL, DmtConfig(mode="sequential"), V),
     "dmt one_step": lambda: Dmt(MODEL, DmtConfig(mode="one_step"), V),
     "bptt": lambda: Bptt(MODEL, BpttConfig(), V),
     "bptt truncated": lambda: Bptt(MODEL, BpttConfig(mode="truncated", span=5), V),
+    "bptt parallel": lambda: Bptt(MODEL, BpttConfig(mode="parallel", span=5), V),
 }
 
 

@@ -18,6 +18,7 @@ from smt_ray.data.shards import MANIFEST
 from smt_ray.data.storage import Location
 from smt_ray.distributed.evaluate import score_run
 from smt_ray.distributed.networks import load_networks
+from smt_ray.evaluation.held_out import HeldOut
 from smt_ray.model.rnn import RNN
 from smt_ray.objectives.bptt import Bptt
 from smt_ray.objectives.dmt import Dmt
@@ -137,15 +138,33 @@ def test_the_rnn_that_is_scored_is_the_exported_one(run):
     assert result["parameters_rnn"] == sum(p.numel() for p in exported.parameters())
 
 
-def test_bits_and_curves_say_the_same(run):
+def test_scores_and_curves_say_the_same(run):
     config, _, result = run
+    for name, score in result["scores"].items():
+        curve = [value for value in result["curves"][name] if value is not None]
+        np.testing.assert_allclose(score, np.mean(curve), rtol=1e-6)
     if config.data.kind == "task":
         bound = math.log2(2 if config.data.source == "task:parity" else 17)
-        assert all(0 <= share <= 1 for share in result["scores"].values())
         assert all(bits < 9 * bound for bits in result["bits"].values())
-    else:
-        for name, bits in result["bits"].items():
-            np.testing.assert_allclose(bits, np.mean(result["curves"][name]), rtol=1e-6)
+
+
+@torch.no_grad()
+def test_accuracy_is_the_share_of_right_answers(run):
+    config, places, result = run
+    held_out = HeldOut(config, places["tokens"] / "validation")
+    (batch,) = held_out.batches()
+    vocabulary = held_out.manifest["vocabulary"]
+    networks = load_networks(config, places, vocabulary, torch.device("cpu"))
+    memory = dict.fromkeys(networks.readouts, networks.encoder(batch["inputs"]))
+    readouts = dict(networks.readouts)
+    for name, rnn in networks.rnns.items():
+        memory[name], readouts[name] = rnn.rollout(batch["inputs"]), rnn.readout
+    asked = batch["targets"] != -100
+    assert result["accuracy"].keys() == readouts.keys()
+    for name, readout in readouts.items():
+        answers = readout(memory[name][asked])[:, 0].argmax(1)
+        right = int((answers == batch["targets"][asked]).sum())
+        assert result["accuracy"][name] == right / int(asked.sum())
 
 
 def test_only_positions_with_a_target_are_scored(run):

@@ -2,7 +2,8 @@
 
 A preset says how large the networks are and how long they train on text; `recipes.py` turns one
 into a run on any source. BPTT, the baseline, is trained as the teacher is: on as many sequences, at
-its rate (on `tiny` the best of those tried, docs/results.md), in its precision.
+its rate (on `tiny` the best of those tried, docs/results.md), in its precision. Fine-tuning has the
+settings of DMT; on `tiny` they are its own, whose rate was tried on tasks and images alone.
 """
 
 from collections.abc import Callable

@@ -104,7 +104,7 @@ TINY_PIXELS: dict[str, Any] = {
     "transition": {"train": {"steps": 750, "learning_rate": 2e-3}},
     "dmt": {"train": {"steps": 3000, "learning_rate": 2e-3, "validate_every": 750}},
     "finetune": {"train": {"steps": 1000, "learning_rate": 2e-3, "validate_every": 250}},
-    "bptt": {"train": {"steps": 3000, "learning_rate": 4e-3, "validate_every": 750}},
+    "bptt": {"train": {"steps": 6000, "learning_rate": 4e-3, "validate_every": 750}},
 }
 """What `tiny` changes for images of any size."""
 

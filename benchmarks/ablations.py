@@ -18,17 +18,18 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks.corpus import Corpus
-from benchmarks.method import LABELLED, settings
 from benchmarks.pool import Result, measure
 from benchmarks.smt import (
     Labelled,
     Shares,
     label_drift,
     rnn_score,
+    seeded,
     teacher_score,
     train_dmt,
     train_teacher,
 )
+from benchmarks.text import LABELLED, settings
 from smt_ray.config import DmtConfig, RunConfig
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "ablations"
@@ -73,8 +74,7 @@ def chain(change: str, seed: int, seconds: float) -> Result:
     config = settings(LENGTH)
     for name, value in CHANGES[change].items():
         config = config.override(name, value)
-    for stage in ("teacher", "transition.train", "dmt.train"):
-        config = config.override(f"{stage}.seed", seed)
+    config = seeded(config, seed)
     source = Corpus(config.data, seed)
     trained = train_teacher(config, source, seconds, Shares(), LABELLED // 4)
     labels = Labelled(trained.teacher.encoder, source.held_out())

@@ -87,7 +87,11 @@ def train(
             group["lr"] = learning_rate(schedule, int(share * FINE))
         done = {"step": torch.tensor(outcome.steps), "progress": torch.tensor(share)}
         batch = {**stream.batch(outcome.steps), **done}
-        carry = _step(objective, optimizer, parameters, batch, config.clip_norm)
+        try:
+            carry = _step(objective, optimizer, parameters, batch, config.clip_norm)
+        except FloatingPointError as error:
+            rate = f"lower the peak rate {config.learning_rate:g}"
+            raise FloatingPointError(f"step {outcome.steps}: {error}; {rate}") from error
         if carry is not None:
             stream.carry(outcome.steps, carry)
         outcome.steps += 1
@@ -131,6 +135,6 @@ def _step(
     result["loss"].backward()
     norm = torch.nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None], clip_norm)
     if not norm.isfinite():
-        raise FloatingPointError(f"gradient not finite; lower the rate {optimizer.defaults['lr']}")
+        raise FloatingPointError("the gradient is not finite")
     optimizer.step()
     return result.get("carry")

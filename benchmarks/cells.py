@@ -17,6 +17,7 @@ from benchmarks.smt import (
     bptt_settings,
     one_step_gradients,
     rnn_score,
+    seeded,
     teacher_score,
     told_ahead,
     train_bptt,
@@ -163,8 +164,7 @@ def run_cell(cell: Cell) -> Result:
 
 def _smt(cell: Cell, config: RunConfig) -> dict[str, Any]:
     """Train all stages of SMT, then BPTT, or on the first seed as many steps of DMT's control."""
-    for stage in ("teacher", "transition.train", "dmt.train"):
-        config = config.override(f"{stage}.seed", cell.seed)
+    config = seeded(config, cell.seed)
     seconds = cell.seconds * (1 - FINETUNE if cell.method == "smt_finetune" else 1)
     if not cell.method.startswith("smt_unrolled"):
         rate = ONE_STEP_RATES.get(cell.task, ONE_STEP_RATE)

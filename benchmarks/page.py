@@ -13,10 +13,14 @@ from smt_ray.evaluation.plots import SERIES, STYLE, new_figure
 DOCS = Path(__file__).parents[1] / "docs"
 CURVES = {
     "bptt": SERIES["bptt"],
+    "bptt_curriculum": SERIES["bptt"]._replace(label="BPTT, short first", dashes=(0, (6, 2))),
     "bptt_parallel": SERIES["bptt"]._replace(label="BPTT in parallel", dashes=(0, (1, 1.5))),
     "teacher": SERIES["teacher"],
     "smt": SERIES["rnn_before_dmt"]._replace(label="SMT, one-step gradients"),
     "smt_unrolled": SERIES["rnn"]._replace(label="SMT, DMT unrolled"),
+    "smt_unrolled_curriculum": SERIES["rnn"]._replace(
+        label="the same, short first", dashes=(0, (6, 2))
+    ),
 }
 """How each method is drawn."""
 FEW = 10

@@ -29,6 +29,7 @@ from benchmarks.smt import (
     label_drift,
     one_step_gradients,
     rnn_score,
+    seeded,
     teacher_score,
     told_ahead,
     train_bptt,
@@ -59,8 +60,7 @@ def smt(source: str, seed: int, seconds: float, method: str) -> Result:
     if method != "smt_unrolled":
         row = image_shape(config.data)[1]
         config = one_step_gradients(config, ONE_STEP_RATE, depth=row)
-    for stage in ("teacher", "transition.train", "dmt.train"):
-        config = config.override(f"{stage}.seed", seed)
+    config = seeded(config, seed)
     corpus = Corpus(config.data, seed)
     held = corpus.held_out()
 

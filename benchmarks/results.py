@@ -4,17 +4,19 @@ python -m benchmarks.results
 """
 
 import json
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import nan
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import jinja2
 
 from benchmarks import ablations, method, pixels
 from benchmarks.cells import FINETUNE
-from benchmarks.page import DOCS, draw, seeds, spread_of, table
+from benchmarks.page import DOCS, draw, seeds, spread, spread_of, table
 from benchmarks.pool import Result
 from benchmarks.task_results import of_tasks
 
@@ -33,6 +35,7 @@ def of_method(results: dict[str, Result]) -> dict[str, Any]:
         [mode.replace("_", " "), found[f"bits_{mode}"], found[f"drift_{mode}"]]
         for mode in ("before_dmt", *method.MODES)
     ]
+    by_seed = method.bits(results)
     lengths = sorted(int(name.rpartition("_L")[2]) for name in found if "smt_bits" in name)
     speeds = {
         length: found[key] for length in lengths if (key := f"dmt_speedup_L{length}") in found
@@ -45,7 +48,13 @@ def of_method(results: dict[str, Result]) -> dict[str, Any]:
         "bptt_parallel": "BPTT in parallel",
     }
     by_length = [
-        [f"L = {length}", *(found.get(f"{kind}_bits_L{length}") for kind in kinds)]
+        [
+            f"L = {length}",
+            *(
+                spread(by_seed[name]) if (name := f"{kind}_L{length}") in by_seed else None
+                for kind in kinds
+            ),
+        ]
         for length in lengths
     ]
     drawn = all(f"bptt_bits_L{length}" in found for length in lengths)
@@ -55,11 +64,13 @@ def of_method(results: dict[str, Result]) -> dict[str, Any]:
             for kind in ("bptt", "bptt_parallel", "smt", "smt_unrolled")
         }
         draw("lengths", {"text": curves}, "L", "bits per byte", xticks=lengths)
-    rates = [
-        [name.rpartition("-")[0], f"{result['rate']:g}", result["bits"], result["steps"]]
-        for name, result in results.items()
-        if name.startswith("bptt")
-    ]
+    rates: list[list[object]] = []
+    for setting, seeds_made in method.by_setting(results).items():
+        name, *chosen = setting.split("-")
+        if name.startswith("bptt"):
+            steps = round(fmean(result["steps"] for result in seeds_made))
+            made = spread([result["bits"] for result in seeds_made])
+            rates.append([name, _words(chosen), len(seeds_made), made, steps])
     return {
         "figures": found,
         "drawn": drawn,
@@ -69,8 +80,13 @@ def of_method(results: dict[str, Result]) -> dict[str, Any]:
             for length, value in speeds.items()
         ),
         "lengths": table(["", *kinds.values()], by_length),
-        "rates": table(["measurement", "rate", "bits", "steps"], rates),
+        "rates": table(["measurement", "setting", "seeds", "bits", "steps"], rates),
     }
+
+
+def _words(settings: Sequence[str]) -> str:
+    """Return settings as they stand in a file's name, rate0.004, as words: rate 0.004."""
+    return ", ".join(re.sub(r"(?<=[a-z])(?=\d)", " ", setting) for setting in settings)
 
 
 def of_pixels(results: dict[str, Result]) -> dict[str, Any]:

@@ -80,6 +80,13 @@ class Stored(Stream):
         return self.batches[step % len(self.batches)]
 
 
+def seeded(config: RunConfig, seed: int) -> RunConfig:
+    """Return a run all of whose stages have `seed`."""
+    for stage in ("teacher", "transition.train", "dmt.train"):
+        config = config.override(f"{stage}.seed", seed)
+    return config
+
+
 def one_step_gradients(config: RunConfig, rate: float, **changes: Any) -> RunConfig:
     """Return a run whose DMT has gradients of one step, as in Eq. 6, at a peak rate of its own.
 

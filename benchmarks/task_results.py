@@ -118,11 +118,16 @@ def _table(best: Mapping[Group, Sequence[Result]], tried: Mapping[Group, int]) -
 
 
 def _at_equal_tokens(cells: Sequence[Result], ours: Sequence[Result] | None) -> str | None:
-    """Return the last scores on validation before a cell had read more sequences than SMT had."""
+    """Return the last scores on validation before a cell had read more sequences than SMT had.
+
+    There are none where a cell did not read as many, unless it ended early, with enough.
+    """
     if ours is None:
         return None
     read = [cell["stages"][made]["tokens"] for cell in ours for made in ("teacher", "labels")]
     tokens = sum(read) / len(ours)
+    if any(cell["tokens"] < tokens and cell["used"] >= cell["seconds"] for cell in cells):
+        return None
     scores = []
     for cell in cells:
         seconds = cell["used"] * tokens / cell["tokens"]

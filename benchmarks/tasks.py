@@ -117,8 +117,10 @@ def main(arguments: Sequence[str]) -> int:
     """Measure and print."""
     about = __doc__.partition("\n")[0]
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tasks", description=about)
-    parser.add_argument("--quick", action="store_true", help="three tasks, one seed, anew")
-    parser.add_argument("--cells", type=Path, help="directory of results (docs/results/tasks)")
+    parser.add_argument("--quick", action="store_true", help="three tasks, one seed")
+    parser.add_argument(
+        "--cells", type=Path, help="directory of results (docs/results/tasks; --quick: a new one)"
+    )  # fmt: skip
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--lengths", nargs="+", type=int, default=[32, 128])
     parser.add_argument(
@@ -130,6 +132,10 @@ def main(arguments: Sequence[str]) -> int:
         "--seconds", type=float, default=SECONDS, help="CPU-seconds of the reference core, a cell"
     )
     options = parser.parse_args(arguments)
+    fixed = ("tasks", "lengths", "methods", "seeds")
+    changed = [name for name in fixed if getattr(options, name) != parser.get_default(name)]
+    if options.quick and changed:
+        parser.error(f"--quick measures a fixed choice: leave out --{changed[0]}")
     if options.quick:
         with tempfile.TemporaryDirectory(prefix="smt-ray-tasks-") as fresh:
             print(json.dumps(quick(options.cells or Path(fresh), options.seconds)))

@@ -27,7 +27,7 @@ def test_a_point_that_is_good_in_one_figure_alone_does_not_count_for_the_speedup
     assert method.speedup(result) == pytest.approx(0.5)
 
 
-def test_of_bptts_rates_on_text_the_best_counts():
+def test_of_bptts_settings_on_text_the_best_of_the_first_seed_counts_with_all_its_seeds():
     dmt = {"bits": 2.5, "drift": 0.1, "track": track((4, 2.5, 0.1))}
     results: dict[str, Result] = {
         "labels": {"causal": 90.0, "bidirectional": 2.0},
@@ -38,10 +38,17 @@ def test_of_bptts_rates_on_text_the_best_counts():
         "smt_unrolled_L128": {"bits": 2.4},
         "bptt_L128-rate0.008": {"bits": 3.5},
         "bptt_L128-rate0.004": {"bits": 3.1},
+        "bptt_L128-rate0.004-seed1": {"bits": 3.7},
+        "smt_unrolled_L128-seed1": {"bits": 2.6},
     }
     found = method.figures(results)
     assert found["labels_causal_over_bidirectional"] == 45
-    assert (found["bptt_bits_L128"], found["smt_unrolled_bits_L128"]) == (3.1, 2.4)
+    assert (found["bptt_bits_L128"], found["smt_unrolled_bits_L128"]) == pytest.approx((3.4, 2.5))
+    further = method.again(results, {128: 1.0}, 1.0, seed=2)
+    assert set(further) == {f"{name}_L128{rate}-seed2" for name, rate in (
+        ("smt", ""), ("smt_unrolled", ""), ("bptt", "-rate0.004")
+    )}  # fmt: skip
+    assert {job.keywords["seed"] for job in further.values()} == {2}
     assert (found["smt_bits_L128"], found["dmt_speedup_L128"]) == (2.5, 1)
     assert (found["order1_bits"], found["order2_bits"]) == (3.3, 2.7)
     assert (found["bits_before_dmt"], found["drift_parallel"]) == (2.5, 0.1)

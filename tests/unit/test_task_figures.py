@@ -62,6 +62,8 @@ def test_the_quick_figures_are_those_of_their_cells_bptts_at_the_rate_of_the_res
         figures |= {"smt_unrolled": 0.4, "smt_unrolled_one_step": 0.5}
         prefix = f"{pair[0]}_L{pair[1]}"
         expected |= {f"{prefix}_{name}": number + value for name, value in figures.items()}
+    with pytest.raises(SystemExit, match="2"):
+        print_figures(cells, "--quick", "--seeds=2")
     found = print_figures(cells, "--quick")
     assert {name: found[name] for name in expected} == pytest.approx(expected)
 

@@ -77,6 +77,9 @@ def test_at_equal_tokens_is_the_last_score_before_smt_had_read_as_many():
     unrolled["scores"] = {"bptt": [(100.0, 0.2), (199.0, 0.3), (201.0, 0.4)]}  # 10 tokens a second
     row = page(cell("smt", 0.5), unrolled)["table"].splitlines()[2]
     assert row.endswith("| 0.300 |")
+    slow = {**unrolled, "tokens": 1999, "used": 300.0}  # of the 2,000 that SMT has read
+    row = page(cell("smt", 0.5), slow)["table"].splitlines()[2]
+    assert row.endswith("| - |")
     grown = {**unrolled, "method": "bptt_curriculum"}
     row = page(cell("smt", 0.5), grown)["table"].splitlines()[2]
     assert row.endswith("| - |")

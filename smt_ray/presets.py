@@ -24,7 +24,7 @@ from smt_ray.config import (
 
 
 def tiny() -> RunConfig:
-    """Two CPU cores, a few minutes."""
+    """Two CPU cores, about ten minutes."""
     teacher = TrainConfig(
         steps=1800,
         global_batch=8,
@@ -63,7 +63,7 @@ def tiny() -> RunConfig:
         dmt=DmtConfig(
             visits=2.0,  # fresh sequences count for more than old errors: docs/log.md
             depth=8,
-            unroll=True,  # a gradient of one step is 0.3 bits behind at L = 128: docs/log.md
+            unroll=True,  # a gradient of one step is 0.24 bits behind at L = 128: docs/log.md
             dynamics=1.0,
             train=TrainConfig(
                 steps=1100,
@@ -90,7 +90,7 @@ def tiny() -> RunConfig:
 
 
 def small() -> RunConfig:
-    """One GPU, about an hour."""
+    """One GPU; how long it takes was not measured."""
     teacher = TrainConfig(
         steps=20_000,
         global_batch=128,

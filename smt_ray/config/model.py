@@ -38,7 +38,7 @@ class ModelConfig:
     """Blocks of the decoder, and of the readout that is copied from it."""
     cell: str = "transformer"
     """Kind of RNN cell: `transformer`, `mlp`, `gru`, or `module:Class` of your own. (`lstm` is
-    for benchmarks of BPTT: no labels can teach a state that is not normalised.)"""
+    for benchmarks of BPTT: labels are normalised memories, and its state is not.)"""
     cell_depth: int = 1
     """Blocks of the cell (`transformer` and `mlp`)."""
     write_gate: bool = False

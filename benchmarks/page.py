@@ -65,8 +65,9 @@ def draw(
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     with rc_context(STYLE):
-        figure = new_figure(2.2 * rows)
+        figure = new_figure(2.2 * rows + 0.6)
         figure.set_figwidth(max(4.2, 2.8 * columns))
+        handles = {}
         for place, (title, curves) in enumerate(panels.items(), start=1):
             axes = figure.add_subplot(rows, columns, place, title=title)
             for key, curve in curves.items():
@@ -74,13 +75,16 @@ def draw(
                     series, (x, y) = CURVES[key], zip(*curve, strict=True)
                     style = {"color": series.color, "linestyle": series.dashes}
                     marker = "o" if len(x) < FEW else ""
-                    axes.plot(
+                    (line,) = axes.plot(
                         x, y, label=series.label, linewidth=series.width, marker=marker,
                         markersize=3, **style,
                     )  # fmt: skip
+                    handles[key] = line
             axes.set(**axes_settings)
-            if place == 1:
-                axes.legend(frameon=False)
+        shown = [handles[key] for key in CURVES if key in handles]
+        figure.legend(
+            handles=shown, loc="outside upper center", ncols=max(2, columns), frameon=False
+        )
         figure.supxlabel(x_label)
         figure.supylabel(y_label)
         figure.savefig(DOCS / "results" / f"{name}.png", dpi=120, facecolor="white")

@@ -7,7 +7,6 @@ import json
 import re
 import sys
 from collections.abc import Callable, Sequence
-from math import nan
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -60,7 +59,7 @@ def of_method(results: dict[str, Result]) -> dict[str, Any]:
     drawn = all(f"bptt_bits_L{length}" in found for length in lengths)
     if drawn:  # the full run: in the quick one times differ, and BPTT is not at all lengths
         curves = {
-            kind: [(n, found.get(f"{kind}_bits_L{n}", nan)) for n in lengths]
+            kind: [(n, found[key]) for n in lengths if (key := f"{kind}_bits_L{n}") in found]
             for kind in ("bptt", "bptt_parallel", "smt", "smt_unrolled")
         }
         draw("lengths", {"text": curves}, "L", "bits per byte", xticks=lengths)

@@ -114,8 +114,8 @@ def _tiny_pixels(data: DataConfig) -> dict[str, Any]:
 
     A horizon reaches past the pixel below, and DMT is unrolled by a row or more. A batch has about
     256 pixels (two images at least), twice as many in DMT, which brought more than 1,024 in the
-    same time, except to BPTT, which has these (four images at least; docs/log.md); labels are made for as many images as have 2^17, unless these are very small or
-    large.
+    same time, except to BPTT, which has these (four images at least; docs/log.md); labels are made
+    for as many images as have 2^17, unless these are very small or large.
     """
     _, width = sources.image_shape(data)
     pixels = data.sequence_length

@@ -118,8 +118,12 @@ def main(arguments: Sequence[str]) -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pixels", description=__doc__)
     parser.add_argument("--source", default=DIGITS, help="pixels:digits, or pixels:PATH of an IDX")
-    parser.add_argument("--quick", action="store_true", help="one seed, anew")
-    parser.add_argument("--results", type=Path, help="directory of results (docs/results/pixels)")
+    parser.add_argument("--quick", action="store_true", help="one seed")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        help="directory of results (docs/results/pixels; --quick: a new one)",
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--scale", type=float, default=1.0, help="factor of all CPU seconds")
     options = parser.parse_args(arguments)

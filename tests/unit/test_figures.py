@@ -63,7 +63,9 @@ def test_of_bptts_rates_on_images_the_first_seed_decides_and_all_seeds_count():
     for rate, by_seed in {2e-3: (2.4, 2.0), 4e-3: (2.3, 2.7)}.items():
         for seed, bits in enumerate(by_seed):
             results[f"bptt-rate{rate:g}-seed{seed}"] = {"bits": bits, "rate": rate}
+    results["bptt_parallel-rate0.002-seed0"] = {"bits": 2.2, "rate": 2e-3}
     found = pixels.figures(results)
+    assert (found["bptt_parallel_rate"], found["bptt_parallel_bits"]) == (2e-3, 2.2)
     assert (found["bptt_rate"], found["bptt_bits"]) == (4e-3, 2.5)
     assert (found["smt_unrolled_bits"], found["teacher_bits"]) == (1.5, 1.5)
 

@@ -33,7 +33,9 @@ def encoder(request):
 
 @pytest.fixture
 def bidirectional(monkeypatch):
-    monkeypatch.setattr("smt_ray.model.encoder.CHUNK", 7 * (L + K))  # chunks of seven contexts
+    monkeypatch.setattr(
+        "smt_ray.model.encoder.CHUNK_ON_CPU", 7 * (L + K)
+    )  # chunks of seven contexts
     return make(encoder="bidirectional")
 
 
@@ -136,5 +138,5 @@ def test_chunks_do_not_change_gradients(bidirectional, tokens, monkeypatch):
         return [parameter.grad.clone() for parameter in bidirectional.parameters()]
 
     chunked = gradients()
-    monkeypatch.setattr("smt_ray.model.encoder.CHUNK", 1 << 20)
+    monkeypatch.setattr("smt_ray.model.encoder.CHUNK_ON_CPU", 1 << 20)
     torch.testing.assert_close(chunked, gradients(), atol=1e-3, rtol=1e-4)

@@ -24,7 +24,7 @@ from smt_ray.config import (
 
 
 def tiny() -> RunConfig:
-    """Two CPU cores, about ten minutes."""
+    """Two CPU cores, ten to twenty minutes."""
     teacher = TrainConfig(
         steps=1800,
         global_batch=8,

@@ -87,11 +87,7 @@ def train(
             group["lr"] = learning_rate(schedule, int(share * FINE))
         done = {"step": torch.tensor(outcome.steps), "progress": torch.tensor(share)}
         batch = {**stream.batch(outcome.steps), **done}
-        try:
-            carry = _step(objective, optimizer, parameters, batch, config.clip_norm)
-        except FloatingPointError as error:
-            rate = f"lower the peak rate {config.learning_rate:g}"
-            raise FloatingPointError(f"step {outcome.steps}: {error}; {rate}") from error
+        carry = _step(objective, optimizer, parameters, batch, config)
         if carry is not None:
             stream.carry(outcome.steps, carry)
         outcome.steps += 1
@@ -127,14 +123,16 @@ def _step(
     optimizer: torch.optim.Optimizer,
     parameters: Sequence[Tensor],
     batch: Batch,
-    clip_norm: float,
+    config: TrainConfig,
 ) -> Tensor | None:
     """Take one step; return what the objective carries to the next visit of the batch."""
     result = objective(batch)
     optimizer.zero_grad()
     result["loss"].backward()
-    norm = torch.nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None], clip_norm)
+    graded = [p for p in parameters if p.grad is not None]
+    norm = torch.nn.utils.clip_grad_norm_(graded, config.clip_norm)
     if not norm.isfinite():
-        raise FloatingPointError("the gradient is not finite")
+        rate = f"lower the peak rate {config.learning_rate:g}"
+        raise FloatingPointError(f"gradient not finite at step {int(batch['step'])}; {rate}")
     optimizer.step()
     return result.get("carry")

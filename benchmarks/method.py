@@ -63,12 +63,12 @@ def jobs(seconds: Mapping[int, float], scale: float, *, quick: bool) -> dict[str
 
 def _unrolled(length: int, *, quick: bool) -> Iterator[tuple[str, float, BpttConfig]]:
     """Yield name, rate and mode of each training by BPTT."""
-    modes = {f"bptt_L{length}": ("", FULL)}
+    modes = {f"bptt_L{length}": FULL}
     if length > 2 * TRUNCATED.span:
-        modes[f"bptt_truncated_L{length}"] = ("", TRUNCATED)
+        modes[f"bptt_truncated_L{length}"] = TRUNCATED
     for rate in RATES:
-        for name, (more, mode) in modes.items():
-            yield f"{name}-rate{rate:g}{more}", rate, mode
+        for name, mode in modes.items():
+            yield f"{name}-rate{rate:g}", rate, mode
         for visits in () if quick else (VISITS, length / SPAN):
             mode = BpttConfig(mode="parallel", span=SPAN, visits=visits)
             yield f"bptt_parallel_L{length}-rate{rate:g}-visits{visits:g}", rate, mode
@@ -82,14 +82,14 @@ def again(
     best = set(best_settings(results).values())
     for length in seconds:
         limit = scale * seconds[length]
-        jobs = {
+        made = {
             f"smt_L{length}": partial(text.smt, length, limit, seed=seed),
             f"smt_unrolled_L{length}": partial(text.smt_unrolled, length, limit, seed=seed),
         }
         for setting, rate, mode in _unrolled(length, quick=False):
             if setting in best:
-                jobs[setting] = partial(text.bptt, length, limit, rate, mode, seed=seed)
-        found |= {f"{name}-seed{seed}": job for name, job in jobs.items()}
+                made[setting] = partial(text.bptt, length, limit, rate, mode, seed=seed)
+        found |= {f"{name}-seed{seed}": job for name, job in made.items()}
     return found
 
 
@@ -150,7 +150,7 @@ def figures(results: Mapping[str, Result]) -> dict[str, Any]:
     rate = results["labels"]
     found: dict[str, Any] = {
         "labels_causal_over_bidirectional": rate["causal"] / rate["bidirectional"],
-        "labels_causal_R2_over_bidirectional": rate["causal_R2"] / rate["bidirectional"],
+        "labels_causal_R1_over_bidirectional": rate["causal_R1"] / rate["bidirectional"],
         "bits_causal": results["encoder_causal"]["bits"],
         "bits_bidirectional": results["encoder_bidirectional"]["bits"],
         **{f"{name}_bits": results["counted"][name] for name in ("order1", "order2")},

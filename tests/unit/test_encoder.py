@@ -33,9 +33,8 @@ def encoder(request):
 
 @pytest.fixture
 def bidirectional(monkeypatch):
-    monkeypatch.setattr(
-        "smt_ray.model.encoder.CHUNK_ON_CPU", 7 * (L + K)
-    )  # chunks of seven contexts
+    seven_contexts = 7 * (L + K)
+    monkeypatch.setattr("smt_ray.model.encoder.CHUNK_ON_CPU", seven_contexts)
     return make(encoder="bidirectional")
 
 

@@ -151,6 +151,7 @@ def figures(results: Mapping[str, Result]) -> dict[str, Any]:
     found: dict[str, Any] = {
         "labels_causal_over_bidirectional": rate["causal"] / rate["bidirectional"],
         "labels_causal_R1_over_bidirectional": rate["causal_R1"] / rate["bidirectional"],
+        "labels_causal_over_padded": rate["causal"] / rate["padded"],
         "bits_causal": results["encoder_causal"]["bits"],
         "bits_bidirectional": results["encoder_bidirectional"]["bits"],
         **{f"{name}_bits": results["counted"][name] for name in ("order1", "order2")},

@@ -150,7 +150,7 @@ def figures(results: Mapping[str, Result]) -> dict[str, Any]:
     rate = results["labels"]
     found: dict[str, Any] = {
         "labels_causal_over_bidirectional": rate["causal"] / rate["bidirectional"],
-        "labels_causal_R1_over_bidirectional": rate["causal_R1"] / rate["bidirectional"],
+        "labels_causal_R2_over_bidirectional": rate["causal_R2"] / rate["bidirectional"],
         "labels_causal_over_padded": rate["causal"] / rate["padded"],
         "bits_causal": results["encoder_causal"]["bits"],
         "bits_bidirectional": results["encoder_bidirectional"]["bits"],

@@ -43,7 +43,6 @@ def tiny() -> RunConfig:
             heads=2,
             encoder_depth=3,
             short_convolution=0,  # with it the RNN is further from its better teacher: docs/log.md
-            register_depth=1,
             decoder_depth=1,
             cell_depth=2,
         ),

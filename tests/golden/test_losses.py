@@ -20,7 +20,9 @@ from smt_ray.objectives.transition import Transition
 
 FILE = Path(__file__).with_name("losses.json")
 B, L, V, STEPS = 8, 24, 32, 20
-MODEL = ModelConfig(width=32, memory_tokens=4, heads=4, encoder_depth=2, decoder_depth=2)
+MODEL = ModelConfig(
+    width=32, memory_tokens=4, heads=4, encoder_depth=2, register_depth=2, decoder_depth=2
+)
 SLOTS = LossConfig(whiten_dynamics="slots", dense_dynamics=True, dynamics=1.0, dynamics_below=4.0)
 OBJECTIVES = {
     "teacher": lambda: Teacher(MODEL, LossConfig(timesteps=4, horizon=8), V, seed=0),

@@ -11,7 +11,7 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -22,6 +22,7 @@ from benchmarks.pool import Result, measure
 from benchmarks.smt import FULL
 from smt_ray.config import BpttConfig, EncoderKind
 
+Jobs = dict[str, Callable[[], Result]]
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "method"
 SECONDS = {32: 300.0, 128: 300.0, 256: 300.0, 512: 400.0}
 """CPU seconds of a training by length."""
@@ -35,25 +36,35 @@ RATES = (8e-3, 4e-3, 2e-3)
 MODES = ("one_step", "sequential", "parallel")
 """Modes of DMT."""
 TRUNCATED = BpttConfig(mode="truncated", span=64)
+BATCH = 8
+"""Sequences a step in `bptt_batch8` at the greatest length, four times `text.TOKENS_A_STEP`."""
 SPAN = 8
 """Timesteps of a part in `bptt_parallel`, as many as the preset's `dmt.depth`."""
 VISITS = 2.0
 """Mean visits of a sequence in `bptt_parallel`, as many as the preset's `dmt.visits`. It is tried
 with one for each part, too: its states are then a rollout's, but fresh sequences are fewer."""
+WIDE = {"width": 128, "memory_tokens": 8, "heads": 4, "encoder_depth": 4}
+BLOCKS: dict[str, dict[str, Any]] = {
+    "R2": {"register_depth": 2},
+    "R1_wide": {**WIDE, "register_depth": 1},
+    "R2_wide": {**WIDE, "register_depth": 2},
+}
+"""Register blocks other than those of `smt_unrolled_L128`, and both in a larger model."""
 
 
-def jobs(seconds: Mapping[int, float], scale: float, *, quick: bool) -> dict[str, Any]:
+def jobs(seconds: Mapping[int, float], scale: float, *, quick: bool) -> Jobs:
     """Return what is measured on the first seed, the long ones first."""
-    found: dict[str, Any] = {}
+    found: Jobs = {}
     for length in seconds:
         limit = scale * seconds[length]
         modes = MODES if length in {32, 128} or not quick else ("parallel",)
         found[f"smt_L{length}"] = partial(text.smt, length, limit, modes=modes)
         found[f"smt_unrolled_L{length}"] = partial(text.smt_unrolled, length, limit)
-        for setting, rate, mode in _unrolled(length, quick=quick):
-            found[setting] = partial(text.bptt, length, limit, rate, mode)
+        found |= _unrolled(length, limit, quick=quick)
     if quick:
         found["smt_L32"] = partial(text.smt, 32, scale * DMT_SECONDS, modes=MODES)
+    else:
+        found |= _blocks(scale * seconds[128])
     for encoder in get_args(EncoderKind):
         limit = scale * ENCODER_SECONDS
         found[f"encoder_{encoder}"] = partial(text.encoders, encoder, limit)
@@ -61,36 +72,47 @@ def jobs(seconds: Mapping[int, float], scale: float, *, quick: bool) -> dict[str
     return found
 
 
-def _unrolled(length: int, *, quick: bool) -> Iterator[tuple[str, float, BpttConfig]]:
-    """Yield name, rate and mode of each training by BPTT."""
+def _unrolled(length: int, limit: float, *, quick: bool, seed: int = 0) -> Jobs:
+    """Return each training by BPTT."""
     modes = {f"bptt_L{length}": FULL}
     if length > 2 * TRUNCATED.span:
         modes[f"bptt_truncated_L{length}"] = TRUNCATED
+    found: Jobs = {}
     for rate in RATES:
+        train = partial(text.bptt, length, limit, rate, seed=seed)
         for name, mode in modes.items():
-            yield f"{name}-rate{rate:g}", rate, mode
-        for visits in () if quick else (VISITS, length / SPAN):
+            found[f"{name}-rate{rate:g}"] = partial(train, mode)
+        if quick:
+            continue
+        for visits in (VISITS, length / SPAN):
             mode = BpttConfig(mode="parallel", span=SPAN, visits=visits)
-            yield f"bptt_parallel_L{length}-rate{rate:g}-visits{visits:g}", rate, mode
+            found[f"bptt_parallel_L{length}-rate{rate:g}-visits{visits:g}"] = partial(train, mode)
+        if length == max(SECONDS):
+            found[f"bptt_batch{BATCH}_L{length}-rate{rate:g}"] = partial(train, batch=BATCH)
+    return found
+
+
+def _blocks(limit: float, seed: int = 0) -> Jobs:
+    """Return SMT with other register blocks."""
+    return {
+        name: partial(text.smt_unrolled, 128, limit, model=model, seed=seed)
+        for name, model in BLOCKS.items()
+    }
 
 
 def again(
     results: Mapping[str, Result], seconds: Mapping[int, float], scale: float, seed: int
-) -> dict[str, Any]:
+) -> Jobs:
     """Return what is measured on a further seed: SMT, and BPTT at the best of its settings."""
-    found: dict[str, Any] = {}
     best = set(best_settings(results).values())
+    made = _blocks(scale * seconds[128], seed)
     for length in seconds:
         limit = scale * seconds[length]
-        made = {
-            f"smt_L{length}": partial(text.smt, length, limit, seed=seed),
-            f"smt_unrolled_L{length}": partial(text.smt_unrolled, length, limit, seed=seed),
-        }
-        for setting, rate, mode in _unrolled(length, quick=False):
-            if setting in best:
-                made[setting] = partial(text.bptt, length, limit, rate, mode, seed=seed)
-        found |= {f"{name}-seed{seed}": job for name, job in made.items()}
-    return found
+        made[f"smt_L{length}"] = partial(text.smt, length, limit, seed=seed)
+        made[f"smt_unrolled_L{length}"] = partial(text.smt_unrolled, length, limit, seed=seed)
+        unrolled = _unrolled(length, limit, quick=False, seed=seed)
+        made |= {setting: job for setting, job in unrolled.items() if setting in best}
+    return {f"{name}-seed{seed}": job for name, job in made.items()}
 
 
 def by_setting(results: Mapping[str, Result]) -> dict[str, list[Result]]:
@@ -148,6 +170,7 @@ def bits(results: Mapping[str, Result]) -> dict[str, list[float]]:
 def figures(results: Mapping[str, Result]) -> dict[str, Any]:
     """Return the named figures: bits of SMT and BPTT are means over their seeds."""
     rate = results["labels"]
+    seeds = by_setting(results)
     found: dict[str, Any] = {
         "labels_causal_over_bidirectional": rate["causal"] / rate["bidirectional"],
         "labels_causal_R2_over_bidirectional": rate["causal_R2"] / rate["bidirectional"],
@@ -164,6 +187,8 @@ def figures(results: Mapping[str, Result]) -> dict[str, Any]:
         found[f"{kind}_bits_{length}"] = fmean(values)
         if "sequential" in results.get(name, ()):
             found[f"dmt_speedup_{length}"] = speedup(results[name])
+    for name in BLOCKS.keys() & seeds:
+        found[f"bits_{name}"] = fmean(result["bits"] for result in seeds[name])
     return found
 
 

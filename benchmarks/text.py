@@ -163,9 +163,11 @@ def smt(
     return result
 
 
-def smt_unrolled(length: int, seconds: float, *, seed: int = 0) -> Result:
-    """Train SMT within `seconds`, its DMT unrolled as the preset has it."""
-    config = settings(length, unroll=True, seed=seed)
+def smt_unrolled(
+    length: int, seconds: float, *, model: Mapping[str, Any] | None = None, seed: int = 0
+) -> Result:
+    """Train SMT within `seconds`, its DMT unrolled as the preset has it, the model changed so."""
+    config = settings(length, unroll=True, seed=seed).update({"model": model or {}})
     source = Corpus(config.data, seed)
     held = source.held_out()
     trained = train_teacher(config, source, seconds, UNROLLED, LABELLED * 128 // length)
@@ -181,12 +183,22 @@ def smt_unrolled(length: int, seconds: float, *, seed: int = 0) -> Result:
 
 
 def bptt(
-    length: int, seconds: float, rate: float, mode: BpttConfig = FULL, *, seed: int = 0
+    length: int,
+    seconds: float,
+    rate: float,
+    mode: BpttConfig = FULL,
+    *,
+    batch: int | None = None,
+    seed: int = 0,
 ) -> Result:
-    """Train the same cell and readout by unrolling, as `mode` says."""
+    """Train the same cell and readout by unrolling, as `mode` says.
+
+    A step has `TOKENS_A_STEP` inputs, or `batch` sequences.
+    """
     config = settings(length, seed=seed)
     source = Corpus(config.data, seed)
-    optimisation = replace(config.teacher, learning_rate=rate)
+    batch = batch or config.teacher.global_batch
+    optimisation = replace(config.teacher, learning_rate=rate, global_batch=batch)
     rnn, outcome = train_bptt(config.model, source, optimisation, seconds, mode=mode)
     return {"bits": rnn_score(rnn, source.held_out()).bits, "rate": rate, **_used(outcome)}
 

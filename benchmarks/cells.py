@@ -50,6 +50,7 @@ ONE_STEP_RATE, ONE_STEP_RATES = 5e-4, {"keysvalues": 2e-3}
 LABELLED = 4096
 """Sequences that SMT labels in a cell of `SECONDS`; in a longer one as many more."""
 HELD_OUT = 1024
+TRUNCATED = BpttConfig(mode="truncated", span=32)
 SPAN = 8
 """Timesteps of a part in `bptt_parallel`, on all tasks."""
 
@@ -241,7 +242,7 @@ def _bptt(cell: Cell, config: RunConfig) -> dict[str, Any]:
     validation, test = source.held_out("validation"), source.held_out("test")
     mode = BpttConfig()
     if cell.method == "bptt_truncated":
-        mode = BpttConfig(mode="truncated", span=32)
+        mode = TRUNCATED
     elif cell.method == "bptt_parallel":  # one that stays for a visit a part ends as a rollout
         mode = BpttConfig(mode="parallel", span=SPAN, visits=cell.length / SPAN)
     settings = bptt_settings(config, cell.rate, cell.seed)

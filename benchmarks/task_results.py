@@ -8,6 +8,7 @@ from benchmarks import rates
 from benchmarks.cells import CONTROLLED, FINETUNE, OURS, SECONDS, SOLVED
 from benchmarks.page import CURVES, draw, seeds, spread, spread_of, table
 from benchmarks.pool import Result
+from smt_ray.recipes import on_task
 
 Panels = dict[str, dict[str, Sequence[Sequence[float]]]]
 AT_A_GLANCE = {
@@ -20,6 +21,7 @@ AT_A_GLANCE = {
     "lstm": "LSTM",
 }
 """Columns of the table to look at; the last is another cell."""
+UNROLLED = ("smt_unrolled", "smt_unrolled_curriculum")
 OTHER_AT_4L = ("keysvalues",)
 """Tasks that are not the same at another length: here strings grow with it."""
 STEADY = ("bptt", "bptt_truncated", "lstm")
@@ -41,9 +43,19 @@ def of_tasks(results: dict[str, Result]) -> dict[str, Any]:
         cells = best[Group(task, length, SECONDS, method)]
         return f"{fmean(cell[figure] for cell in cells):.3f}"
 
+    def uneven(method: str, *but: str) -> str:
+        """Return how many times the steps of one seed another took at most, on other tasks."""
+        rows = [
+            [_steps(cell) for cell in cells if cell["used"] >= cell["seconds"]]
+            for group, cells in best.items()
+            if group.method == method and group.task not in but
+        ]
+        return f"{max(max(steps) / min(steps) for steps in rows if steps):.2f}"
+
     draw("tasks", _curves(best), "CPU-seconds", "accuracy on validation", ylim=(0, 1.02))
     return {
         "mean": mean,
+        "uneven": uneven,
         "glance": _glance(best),
         "table": _table(best, {group: len(by_rate) for group, by_rate in tried.items()}),
         "seconds": f"{SECONDS:g}",
@@ -64,7 +76,8 @@ class Group(NamedTuple):
 def _glance(best: Mapping[Group, Sequence[Result]]) -> str:
     """Return mean accuracies (and of how many seeds), the best of the same cell in bold.
 
-    Where all methods are at chance there is none.
+    Where all methods are at chance there is none. A star is at those of SMT whose DMT goes on
+    without labels.
     """
     rows = []
     for task, length in sorted({group[:2] for group in best}):
@@ -75,6 +88,8 @@ def _glance(best: Mapping[Group, Sequence[Result]]) -> str:
         }
         means = {m: fmean(cell["accuracy"] for cell in cells) for m, cells in found.items()}
         texts = {m: f"{mean:.3f} ({len(found[m])})" for m, mean in means.items()}
+        if not on_task("tiny", f"task:{task}", length).dmt.dynamics:
+            texts |= {m: f"{texts[m]}\\*" for m in UNROLLED if m in texts}
         same = {method: mean for method, mean in means.items() if method != "lstm"}
         if same and max(same.values()) > min(same.values()) + APART:
             first = max(same, key=lambda method: same[method])
@@ -97,6 +112,7 @@ def _table(best: Mapping[Group, Sequence[Result]], tried: Mapping[Group, int]) -
                 group.length,
                 f"{group.seconds:g} s",
                 group.method.replace("_", " ") + chosen,
+                spread([_steps(cell) for cell in cells], digits=0),
                 spread([cell["accuracy"] for cell in cells]),
                 f"{sum(cell['accuracy'] >= SOLVED for cell in cells)} of {len(cells)}",
                 None if None in times else f"{fmean(times):.0f} s",
@@ -111,10 +127,15 @@ def _table(best: Mapping[Group, Sequence[Result]], tried: Mapping[Group, int]) -
                 else None,
             ]
         )
-    head = ["task", "L", "time", "method", "accuracy", "solved"]
+    head = ["task", "L", "time", "method", "steps", "accuracy", "solved"]
     head += ["after", "teacher", "told ahead", "one step", "before BPTT", "at 4L", "teacher at 4L"]
     head += ["at equal tokens"]
     return table(head, rows)
+
+
+def _steps(cell: Result) -> int:
+    """Return the optimizer steps of all stages."""
+    return sum(stage["steps"] for stage in cell["stages"].values())
 
 
 def _at_equal_tokens(cells: Sequence[Result], ours: Sequence[Result] | None) -> str | None:

@@ -4,6 +4,9 @@ In a CPU second a fast machine trains further than a slow one, or than the same 
 its caches and memory. What is compared at equal time is therefore timed by work: every few seconds
 a small fixed layer is trained for some steps, and the CPU seconds until the next such probe count
 by how many steps a second it reached. Probes take no time of what is timed.
+
+Other work than the probe's gains more or less from a fast machine: `docs/results.md` tells how far
+the steps of one training differ.
 """
 
 import time

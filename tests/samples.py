@@ -1,4 +1,4 @@
-"""Small shards of random content, in any layout of files and row groups."""
+"""Small shards of random content, in any layout of files and row groups; weights, gradients."""
 
 from typing import Any, TypeVar
 
@@ -26,6 +26,13 @@ def random_weights(module: Network, seed: int = 0) -> Network:
         for parameter in module.parameters():
             parameter.normal_(std=0.4, generator=random)
     return module
+
+
+def gradients(model: nn.Module, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return the gradient of each parameter that the loss depends on."""
+    parameters = dict(model.named_parameters())
+    found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    return {name: g for name, g in zip(parameters, found, strict=True) if g is not None}
 
 
 def rows(count: int, length: int, model: ModelConfig | None = None, unit: int = 0) -> pa.Table:

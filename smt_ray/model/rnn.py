@@ -63,8 +63,9 @@ class RNN(nn.Module):
         """
         if not len(prompt):
             raise ValueError("prompt='': must hold at least one token")
-        if int(prompt.max()) >= self.vocabulary or int(prompt.min()) < 0:
-            raise ValueError(f"prompt: tokens must be in 0..{self.vocabulary - 1}")
+        unknown = prompt[(prompt < 0) | (prompt >= self.vocabulary)]
+        if len(unknown):
+            raise ValueError(f"prompt={int(unknown[0])}: not a token of 0..{self.vocabulary - 1}")
         memory = self.initial(1)
         for token in prompt.to(memory.device).view(-1, 1):
             memory = self.step(memory, token)

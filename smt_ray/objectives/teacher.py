@@ -3,6 +3,8 @@
 Shapes: B batch, L sequence, S sampled timesteps, K memory tokens, D width, F horizon.
 """
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -91,59 +93,83 @@ class Teacher(Objective):
         mean = nats.detach().sum((1, 2)) / asked
         return (1 - mean / self.loss.dynamics_below).clamp(min=0)[:, None, None, None]
 
+    def encode(self, batch: Batch, timesteps: Int[Tensor, "B S"]) -> "Encoded":
+        """Return the memories that the losses ask for: of all timesteps, or no others (`dense`)."""
+        early = timesteps[:, :-1]
+        if not self.loss.dense:
+            asked = torch.cat((torch.zeros_like(timesteps[:, :1]), early + 1, timesteps), dim=1)
+            sizes = (early.shape[1] + 1, timesteps.shape[1])
+            after, decoded = self.encoder(batch["inputs"], asked).split(sizes, dim=1)
+            return Encoded(decoded, decoded, decoded[:, :-1], after)
+        memory = self.encoder(batch["inputs"])
+        decoded = _at(memory, timesteps)
+        if self.loss.dense_dynamics:
+            return Encoded(memory, decoded, memory[:, :-1], memory)
+        after = torch.cat((memory[:, :1], _at(memory, early + 1)), dim=1)
+        return Encoded(memory, decoded, _at(memory, early), after)
+
+    def dynamics(
+        self,
+        encoded: "Encoded",
+        inputs: Int[Tensor, "B L"],
+        timesteps: Int[Tensor, "B S"],
+        share: Float[Tensor, "B 1 1 1"] | float,
+    ) -> Float[Tensor, ""]:
+        """Return the mean square of Eq. 3; a `share` of its gradient reaches the encoder."""
+        memory, _, now, after = encoded
+        before = torch.cat((torch.zeros_like(after[:, :1]), now), dim=1)
+        before, label = _led_by(before, share), _led_by(after, share)
+        arriving = inputs
+        if not self.loss.dense_dynamics:
+            arriving = torch.cat((inputs[:, :1], inputs.gather(1, timesteps[:, :-1] + 1)), dim=1)
+        predicted = apply_cell(self.cell, before, arriving)
+        if self.loss.whiten_dynamics == "slots":
+            unit = spread(label)
+            predicted, label = predicted / unit, label / unit
+        elif self.loss.whiten_dynamics == "directions":
+            factor = whitener(memory)
+            predicted, label = whiten(predicted, factor), whiten(label, factor)
+        return squared_error(predicted, label, torch.tensor(float(label.numel())))
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return Eq. 5 and its parts in nats (`loss/dec`, `loss/dense`) and mean squares."""
         inputs, targets, config = batch["inputs"], batch["targets"], self.loss
         timesteps = self.timesteps(batch)
         sampled, dense = normalisers(self, batch)
-
-        if config.dense:
-            memory = self.encoder(inputs)
-            decoded = _at(memory, timesteps)
-            now, after = _at(memory, timesteps[:, :-1]), _at(memory, timesteps[:, :-1] + 1)
-            first = memory[:, :1]
-            if config.dense_dynamics:
-                now, after = memory[:, :-1], memory[:, 1:]
-        else:
-            early = timesteps[:, :-1]
-            asked = torch.cat((torch.zeros_like(timesteps[:, :1]), early + 1, timesteps), dim=1)
-            first, after, decoded = self.encoder(inputs, asked).split(
-                (1, early.shape[1], timesteps.shape[1]), dim=1
-            )
-            now, memory = decoded[:, :-1], decoded
+        encoded = self.encode(batch, timesteps)
 
         following = self.horizon(inputs, timesteps)[..., 1:].clamp(min=0)
-        logits = self.decoder(decoded.flatten(0, 1), following.flatten(0, 1), timesteps.flatten())
+        logits = self.decoder(
+            encoded.decoded.flatten(0, 1), following.flatten(0, 1), timesteps.flatten()
+        )
         future = self.horizon(targets, timesteps)
         nats = target_nats(logits.view(*future.shape, -1), future)
         dec = mean_over(sampled, nats)
-
-        before = torch.cat((torch.zeros_like(first), now), dim=1)
-        label = torch.cat((first, after), dim=1)
-        share = self.dynamics_share(nats, future)
-        before, label = _led_by(before, share), _led_by(label, share)
-        arriving = inputs
-        if not config.dense_dynamics:
-            arriving = torch.cat((inputs[:, :1], inputs.gather(1, timesteps[:, :-1] + 1)), dim=1)
-        predicted = apply_cell(self.cell, before, arriving)
-        if config.whiten_dynamics == "slots":
-            unit = spread(label)
-            predicted, label = predicted / unit, label / unit
-        elif config.whiten_dynamics == "directions":
-            factor = whitener(memory)
-            predicted, label = whiten(predicted, factor), whiten(label, factor)
-        dyn = squared_error(predicted, label, torch.tensor(float(label.numel())))
+        dyn = self.dynamics(encoded, inputs, timesteps, self.dynamics_share(nats, future))
 
         pairs = torch.arange(4 * PAIRS, device=inputs.device).view(4, PAIRS)
         draws = hashed(self.seed, batch["step"], batch["sequence_id"][0], pairs)
-        unif = uniformity(memory.flatten(0, 1), draws, per_slot=config.per_slot)
+        unif = uniformity(encoded.memory.flatten(0, 1), draws, per_slot=config.per_slot)
 
         loss = config.decoding * dec + config.dynamics * dyn + config.uniformity * unif
         metrics = {"loss/dec": dec, "loss/dyn": dyn, "loss/unif": unif}
         if config.dense:
-            metrics["loss/dense"] = readout_loss(self.decoder, memory, targets, dense)
+            metrics["loss/dense"] = readout_loss(self.decoder, encoded.memory, targets, dense)
             loss = loss + config.decoding * metrics["loss/dense"]
         return {"loss": loss, **metrics}
+
+
+class Encoded(NamedTuple):
+    """Memories of a batch, each (B, a number of timesteps, K, D)."""
+
+    memory: Tensor
+    """Of all timesteps, or, without the dense loss, those that are decoded."""
+    decoded: Tensor
+    """Of the S sampled timesteps."""
+    now: Tensor
+    """From which the dynamics start, after the empty memory."""
+    after: Tensor
+    """Which they lead to: m_0, then that after each of `now`."""
 
 
 def _led_by(memory: Tensor, share: Tensor | float) -> Tensor:

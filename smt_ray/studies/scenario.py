@@ -89,7 +89,7 @@ def _plan(values: dict[str, Any], run: RunConfig) -> Plan:
     passes = {name: _number(f"passes.{name}", n) for name, n in _mapping(values, "passes").items()}
     for name in passes:
         if name not in ORDER:
-            raise ValueError(f"passes.{name}: must be one of {', '.join(ORDER)}")
+            raise ValueError(f"passes={name!r}: must be one of {', '.join(ORDER)}")
     tokens = values["tokens"]
     common: dict[str, Any] = {
         "run": run,

@@ -8,7 +8,7 @@ from smt_ray.config import BpttConfig
 from smt_ray.data.reader import Stream
 from smt_ray.data.windows import Windows
 from smt_ray.objectives.bptt import Bptt
-from tests.samples import MODEL, VOCABULARY, random_weights
+from tests.samples import MODEL, VOCABULARY, gradients, random_weights
 
 B, L = 3, 9
 
@@ -21,12 +21,6 @@ def make_batch(valid=0.5):
     tokens = torch.randint(VOCABULARY, (B, L))
     targets = torch.randint(VOCABULARY, (B, L)).masked_fill(torch.rand(B, L) > valid, -100)
     return {"inputs": tokens, "targets": targets}
-
-
-def gradients(model, loss):
-    parameters = dict(model.named_parameters())
-    found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-    return {name: g for name, g in zip(parameters, found, strict=True) if g is not None}
 
 
 def loop(model, batch, span):

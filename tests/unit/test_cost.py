@@ -163,7 +163,7 @@ def test_a_plan_is_read(tmp_path):
         ("{tokens: 1, worker: h100}", "worker='h100': must be one of prices: none"),
         ("{tokens: 1, worker: a, prices: {b: 1}}", "worker='a': must be one of prices: b"),
         ("{tokens: 1, price: 3}", "price: unknown key; did you mean prices?"),
-        ("{tokens: 1, passes: {teach: 1}}", "passes.teach: must be one of teacher, "),
+        ("{tokens: 1, passes: {teach: 1}}", "passes='teach': must be one of teacher, "),
         ("{tokens: 1, workers: 1.5}", "workers=1.5: must be a whole number"),
         ("{tokens: 1, efficiency: 1.5}", "efficiency=1.5: must be <= 1"),
         ("{tokens: 1, config: {model: {wide: 4}}}", "model.wide: unknown field; did you mean"),

@@ -11,7 +11,7 @@ from smt_ray.objectives.bptt import Bptt
 from smt_ray.objectives.dmt import Dmt
 from smt_ray.objectives.objective import apply_cell, previous
 from smt_ray.objectives.transition import Transition
-from tests.samples import MODEL, VOCABULARY, random_weights
+from tests.samples import MODEL, VOCABULARY, gradients, random_weights
 
 B, L = 4, 11
 K, D = MODEL.memory_tokens, MODEL.width
@@ -27,12 +27,6 @@ def make_batch():
     inputs = torch.randint(VOCABULARY, (B, L))
     ids = torch.arange(1, B + 1)
     return {"sequence_id": ids, "inputs": inputs, "targets": targets, "memory": memory.bfloat16()}
-
-
-def gradients(model, loss):
-    parameters = dict(model.named_parameters())
-    found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-    return {name: g for name, g in zip(parameters, found, strict=True) if g is not None}
 
 
 def mean_nats(readout, memories, targets):

@@ -1,4 +1,4 @@
-"""Time by work: the same work takes the same seconds, however busy the machine is."""
+"""Time by work: the probe's own work takes its seconds; waiting and the probes take none."""
 
 import time
 

@@ -11,7 +11,7 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -22,7 +22,7 @@ from benchmarks.pool import Result, measure
 from benchmarks.smt import FULL
 from smt_ray.config import BpttConfig, EncoderKind
 
-Jobs = dict[str, Callable[[], Result]]
+Jobs = dict[str, partial[Result]]
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "method"
 SECONDS = {32: 300.0, 128: 300.0, 256: 300.0, 512: 400.0}
 """CPU seconds of a training by length."""
@@ -68,7 +68,7 @@ def jobs(seconds: Mapping[int, float], scale: float, *, quick: bool) -> Jobs:
     for encoder in get_args(EncoderKind):
         limit = scale * ENCODER_SECONDS
         found[f"encoder_{encoder}"] = partial(text.encoders, encoder, limit)
-    found["counted"] = text.counted
+    found["counted"] = partial(text.counted)
     return found
 
 

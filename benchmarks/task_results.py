@@ -52,10 +52,27 @@ def of_tasks(results: dict[str, Result]) -> dict[str, Any]:
         ]
         return f"{max(max(steps) / min(steps) for steps in rows if steps):.2f}"
 
+    def saved(task: str, length: int) -> dict[str, float]:
+        """Return how long BPTT in parallel takes to score as SMT does, and what SMT takes."""
+        ours, others = (
+            {cell["seed"]: cell for cell in best[Group(task, length, SECONDS, method)]}
+            for method in ("smt_unrolled", "bptt_parallel")
+        )
+        both = ours.keys() & others.keys()
+        reached = [
+            next((at for at, score in others[s]["scores"]["bptt"] if score >= goal), SECONDS)
+            for s in both
+            for goal in [ours[s]["scores"]["dmt"][-1][1]]
+        ]
+        dmt = fmean(ours[s]["stages"]["dmt"]["seconds"] for s in both)
+        used = fmean(ours[s]["used"] for s in both)
+        return {"seeds": len(both), "reached": fmean(reached), "dmt": dmt, "before": used - dmt}
+
     draw("tasks", _curves(best), "CPU-seconds", "accuracy on validation", ylim=(0, 1.02))
     return {
         "mean": mean,
         "uneven": uneven,
+        "saved": saved,
         "glance": _glance(best),
         "table": _table(best, {group: len(by_rate) for group, by_rate in tried.items()}),
         "seconds": f"{SECONDS:g}",

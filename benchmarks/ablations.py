@@ -70,7 +70,10 @@ DMT: dict[str, dict[str, Any]] = {
 
 
 def chain(change: str, seed: int, seconds: float) -> Result:
-    """Train all stages with one change; from the teacher of `as-it-is` also each change of DMT."""
+    """Train all stages with one change; from the teacher of `as-it-is` also each change of DMT.
+
+    `slots` is the variance of each memory token over the sequences: 1 is all that it can have.
+    """
     config = settings(LENGTH)
     for name, value in CHANGES[change].items():
         config = config.override(name, value)
@@ -89,6 +92,7 @@ def chain(change: str, seed: int, seconds: float) -> Result:
         "limit": seconds,
         "teacher_bits": teacher_score(trained.teacher, labels.batch).bits,
         "teacher_steps": trained.stages["teacher"].steps,
+        "slots": labels.batch["memory"].var(0).mean((0, 2)).tolist(),
         **finish(config, config.dmt),
     }
     for name, values in DMT.items() if change == "as-it-is" else ():

@@ -37,8 +37,10 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
-def spread(values: Sequence[float], digits: int = 3) -> str:
-    """Return the mean, and least and greatest where there are several."""
+def spread(values: Sequence[float], digits: int = 3) -> str | None:
+    """Return the mean, and least and greatest where there are several; None of none."""
+    if not values:
+        return None
     mean, *ends = (f"{value:,.{digits}f}" for value in (fmean(values), min(values), max(values)))
     return mean if len(values) == 1 else f"{mean} ({ends[0]} to {ends[1]})"
 
@@ -46,7 +48,7 @@ def spread(values: Sequence[float], digits: int = 3) -> str:
 def spread_of(figure: str, cells: Sequence[Result]) -> str | None:
     """Return the spread of a figure over the cells that have it, if there are such."""
     values = [cell[figure] for cell in cells if cell.get(figure) is not None]
-    return spread(values) if values else None
+    return spread(values)
 
 
 def seeds(results: dict[str, Result]) -> int:

@@ -116,10 +116,14 @@ def of_pixels(results: dict[str, Result]) -> dict[str, Any]:
 def of_ablations(results: dict[str, Result]) -> dict[str, Any]:
     """Return what each part brings."""
     rows = [
-        [change, *(spread_of(figure, cells) for figure in ("teacher_bits", "bits", "drift"))]
+        [
+            change,
+            *(spread_of(figure, cells) for figure in ("teacher_bits", "bits", "drift")),
+            spread([value for cell in cells for value in cell.get("slots", ())]),
+        ]
         for change, cells in ablations.by_change(results).items()
     ]
-    head = ["change", "teacher", "RNN", "drift (NMSE)"]
+    head = ["change", "teacher", "RNN", "drift (NMSE)", "variance of slots"]
     scale = next(iter(results.values()))["limit"] / ablations.SECONDS
     return {
         "table": table(head, rows),

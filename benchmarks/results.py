@@ -64,7 +64,8 @@ def of_method(results: dict[str, Result]) -> dict[str, Any]:
         }
         draw("lengths", {"text": curves}, "L", "bits per byte", xticks=lengths)
     rates: list[list[object]] = []
-    for setting, seeds_made in method.by_setting(results).items():
+    by_name = method.by_setting(results)
+    for setting, seeds_made in by_name.items():
         name, *chosen = setting.split("-")
         if name.startswith("bptt"):
             steps = round(fmean(result["steps"] for result in seeds_made))
@@ -73,6 +74,7 @@ def of_method(results: dict[str, Result]) -> dict[str, Any]:
     return {
         "figures": found,
         "drawn": drawn,
+        "bits": lambda setting, figure="bits": spread_of(figure, by_name[setting]),
         "modes": table(["mode", "bits", "drift (NMSE)"], modes),
         "speeds": ", ".join(
             f"{'not reached' if value is None else f'{value:.2f}'} at L = {length}"

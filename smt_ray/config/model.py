@@ -32,7 +32,7 @@ class ModelConfig:
     beside the rotary ones, which tell distances alone. The RNN itself has none."""
     register_depth: int = 1
     """R: blocks in which the K registers of each timestep read the trunk (`causal`). On text
-    (D = 64, 128) two were no better at equal time, and label at 0.6 times the speed."""
+    two brought little at equal time (D = 64, 128), and label at 0.6 times the speed."""
     project_registers: bool = True
     """Add a projection of the trunk state at t to the registers of timestep t (`causal`)."""
     decoder_depth: int = 1

@@ -2,9 +2,10 @@
 
 python -m benchmarks.method [--quick] [--results DIR] [--seeds N] [--scale X]
 
-Which encoder labels faster and teaches more; what each mode of DMT brings; where SMT and BPTT cross
-as sequences grow. Each measurement leaves one JSON file, and a second run makes only the missing
-ones. Prints, last, one line of JSON; `*_bits` are bits per byte of a rollout from the empty memory.
+Which encoder labels faster and teaches more, with one register block or two; what each mode of DMT
+brings; where SMT and BPTT cross as sequences grow. Each measurement leaves one JSON file, and a
+second run makes only the missing ones. Prints, last, one line of JSON; `*_bits` are bits per byte
+of a rollout from the empty memory.
 """
 
 import argparse
@@ -37,7 +38,7 @@ MODES = ("one_step", "sequential", "parallel")
 """Modes of DMT."""
 TRUNCATED = BpttConfig(mode="truncated", span=64)
 BATCH = 8
-"""Sequences a step in `bptt_batch8` at the greatest length, four times `text.TOKENS_A_STEP`."""
+"""Sequences a step in `bptt_batch8` at the greatest length: four times `text.TOKENS_A_STEP`."""
 SPAN = 8
 """Timesteps of a part in `bptt_parallel`, as many as the preset's `dmt.depth`."""
 VISITS = 2.0
@@ -93,7 +94,7 @@ def _unrolled(length: int, limit: float, *, quick: bool, seed: int = 0) -> Jobs:
 
 
 def _blocks(limit: float, seed: int = 0) -> Jobs:
-    """Return SMT with other register blocks."""
+    """Return SMT with one or two register blocks, in a larger model, too."""
     return {
         name: partial(text.smt_unrolled, 128, limit, model=model, seed=seed)
         for name, model in BLOCKS.items()
@@ -187,7 +188,7 @@ def figures(results: Mapping[str, Result]) -> dict[str, Any]:
         found[f"{kind}_bits_{length}"] = fmean(values)
         if "sequential" in results.get(name, ()):
             found[f"dmt_speedup_{length}"] = speedup(results[name])
-    for name in BLOCKS.keys() & seeds:
+    for name in (name for name in BLOCKS if name in seeds):
         found[f"bits_{name}"] = fmean(result["bits"] for result in seeds[name])
     return found
 

@@ -50,23 +50,26 @@ def of_tasks(results: dict[str, Result]) -> dict[str, Any]:
             for group, cells in best.items()
             if group.method == method and group.task not in but
         ]
-        return f"{max(max(steps) / min(steps) for steps in rows if steps):.2f}"
+        return f"{max((max(steps) / min(steps) for steps in rows if steps), default=1):.2f}"
 
-    def saved(task: str, length: int) -> dict[str, float]:
-        """Return how long BPTT in parallel takes to score as SMT does, and what SMT takes."""
+    def saved(task: str, length: int) -> dict[str, Any]:
+        """Return after how many seconds BPTT in parallel scores as SMT at its end, and SMT's own.
+
+        `reached` is in words, each seed by itself, for on some it may not come so far.
+        """
         ours, others = (
             {cell["seed"]: cell for cell in best[Group(task, length, SECONDS, method)]}
             for method in ("smt_unrolled", "bptt_parallel")
         )
-        both = ours.keys() & others.keys()
-        reached = [
-            next((at for at, score in others[s]["scores"]["bptt"] if score >= goal), SECONDS)
-            for s in both
-            for goal in [ours[s]["scores"]["dmt"][-1][1]]
-        ]
-        dmt = fmean(ours[s]["stages"]["dmt"]["seconds"] for s in both)
-        used = fmean(ours[s]["used"] for s in both)
-        return {"seeds": len(both), "reached": fmean(reached), "dmt": dmt, "before": used - dmt}
+        both = sorted(ours.keys() & others.keys())
+        reached = []
+        for seed in both:
+            goal = ours[seed]["scores"]["dmt"][-1][1]
+            after = (at for at, score in others[seed]["scores"]["bptt"] if score >= goal)
+            reached.append(f"{at:.0f}" if (at := next(after, None)) else "never")
+        dmt = fmean(ours[seed]["stages"]["dmt"]["seconds"] for seed in both)
+        used = fmean(ours[seed]["used"] for seed in both)
+        return {"reached": ", ".join(reached), "dmt": f"{dmt:.0f}", "before": f"{used - dmt:.0f}"}
 
     draw("tasks", _curves(best), "CPU-seconds", "accuracy on validation", ylim=(0, 1.02))
     return {

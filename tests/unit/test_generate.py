@@ -152,7 +152,7 @@ def test_an_empty_prompt_and_a_foreign_token_are_refused(tmp_path, model):
     assert "prompt='': must hold" in refused(job("generate", "--model", model, "--prompt="))
     small = export(tmp_path / "small", vocabulary=100)
     message = refused(job("generate", "--model", small, "--prompt", "caf\u00e9"))
-    assert "prompt: tokens must be in 0..99" in message
+    assert "prompt=102: not a token of 0..99" in message
 
 
 @pytest.mark.parametrize(

@@ -188,8 +188,9 @@ def figures(results: Mapping[str, Result]) -> dict[str, Any]:
         found[f"{kind}_bits_{length}"] = fmean(values)
         if "sequential" in results.get(name, ()):
             found[f"dmt_speedup_{length}"] = speedup(results[name])
-    for name in (name for name in BLOCKS if name in seeds):
-        found[f"bits_{name}"] = fmean(result["bits"] for result in seeds[name])
+    for name in BLOCKS:
+        if name in seeds:
+            found[f"bits_{name}"] = fmean(result["bits"] for result in seeds[name])
     return found
 
 

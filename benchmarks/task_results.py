@@ -1,6 +1,7 @@
 """Who solves which task: a table to look at, one to look things up in, curves against time."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -43,39 +44,11 @@ def of_tasks(results: dict[str, Result]) -> dict[str, Any]:
         cells = best[Group(task, length, SECONDS, method)]
         return f"{fmean(cell[figure] for cell in cells):.3f}"
 
-    def uneven(method: str, *but: str) -> str:
-        """Return how many times the steps of one seed another took at most, on other tasks."""
-        rows = [
-            [_steps(cell) for cell in cells if cell["used"] >= cell["seconds"]]
-            for group, cells in best.items()
-            if group.method == method and group.task not in but
-        ]
-        return f"{max((max(steps) / min(steps) for steps in rows if steps), default=1):.2f}"
-
-    def saved(task: str, length: int) -> dict[str, Any]:
-        """Return after how many seconds BPTT in parallel scores as SMT at its end, and SMT's own.
-
-        `reached` is in words, each seed by itself, for on some it may not come so far.
-        """
-        ours, others = (
-            {cell["seed"]: cell for cell in best[Group(task, length, SECONDS, method)]}
-            for method in ("smt_unrolled", "bptt_parallel")
-        )
-        both = sorted(ours.keys() & others.keys())
-        reached = []
-        for seed in both:
-            goal = ours[seed]["scores"]["dmt"][-1][1]
-            after = (at for at, score in others[seed]["scores"]["bptt"] if score >= goal)
-            reached.append(f"{at:.0f}" if (at := next(after, None)) else "never")
-        dmt = fmean(ours[seed]["stages"]["dmt"]["seconds"] for seed in both)
-        used = fmean(ours[seed]["used"] for seed in both)
-        return {"reached": ", ".join(reached), "dmt": f"{dmt:.0f}", "before": f"{used - dmt:.0f}"}
-
     draw("tasks", _curves(best), "CPU-seconds", "accuracy on validation", ylim=(0, 1.02))
     return {
         "mean": mean,
-        "uneven": uneven,
-        "saved": saved,
+        "uneven": partial(_uneven, best),
+        "saved": partial(_saved, best),
         "glance": _glance(best),
         "table": _table(best, {group: len(by_rate) for group, by_rate in tried.items()}),
         "seconds": f"{SECONDS:g}",
@@ -151,6 +124,36 @@ def _table(best: Mapping[Group, Sequence[Result]], tried: Mapping[Group, int]) -
     head += ["after", "teacher", "told ahead", "one step", "before BPTT", "at 4L", "teacher at 4L"]
     head += ["at equal tokens"]
     return table(head, rows)
+
+
+def _uneven(best: Mapping[Group, Sequence[Result]], method: str, *but: str) -> str:
+    """Return how many times the fewest steps of a row its most are, at most; not on tasks `but`."""
+    rows = [
+        [_steps(cell) for cell in cells if cell["used"] >= cell["seconds"]]
+        for group, cells in best.items()
+        if group.method == method and group.task not in but
+    ]
+    return f"{max((max(steps) / min(steps) for steps in rows if steps), default=1):.2f}"
+
+
+def _saved(best: Mapping[Group, Sequence[Result]], task: str, length: int) -> dict[str, str]:
+    """Return after how many seconds BPTT in parallel scores as SMT at its end, seed by seed.
+
+    With it, in seconds, the mean of SMT's DMT and that of its stages `before`.
+    """
+    ours, others = (
+        {cell["seed"]: cell for cell in best[Group(task, length, SECONDS, method)]}
+        for method in ("smt_unrolled", "bptt_parallel")
+    )
+    both = sorted(ours.keys() & others.keys())
+    reached = []
+    for seed in both:
+        goal = ours[seed]["scores"]["dmt"][-1][1]
+        scores = others[seed]["scores"]["bptt"]
+        reached.append(next((f"{at:.0f}" for at, score in scores if score >= goal), "never"))
+    dmt = fmean(ours[seed]["stages"]["dmt"]["seconds"] for seed in both)
+    used = fmean(ours[seed]["used"] for seed in both)
+    return {"reached": ", ".join(reached), "dmt": f"{dmt:.0f}", "before": f"{used - dmt:.0f}"}
 
 
 def _steps(cell: Result) -> int:

@@ -90,3 +90,30 @@ def test_what_bptt_at_the_end_of_smt_brings_is_told():
     made = page(tuned)["table"].splitlines()
     row = dict(zip(made[0].split(" | "), made[2].split(" | "), strict=True))
     assert (row["before BPTT"], row["accuracy"], row["teacher"]) == ("0.400", "0.900", "0.700")
+
+
+def test_when_bptt_in_parallel_scores_as_smt_does_is_told_seed_by_seed():
+    ours = [cell("smt_unrolled", 0.5, seed=seed) for seed in (0, 1, 2)]
+    for made in ours:
+        made["scores"]["dmt"] = [(10.0, 0.9), (100.0, 0.6)]
+    others = [cell("bptt_parallel", 0.5, rate=8e-3, seed=seed) for seed in (1, 0)]
+    for made, last in zip(others, (0.59, 0.6), strict=True):
+        made["scores"]["bptt"] = [(50.0, 0.5), (90.0, last), (95.0, last)]
+    assert page(*ours, *others)["saved"]("copy", 32) == {
+        "reached": "90, never", "dmt": "100", "before": "200"
+    }  # fmt: skip
+
+
+def test_steps_of_seeds_are_compared_where_none_ended_early():
+    cells = [cell("bptt", 0.5, rate=1e-3, seed=seed) for seed in range(3)]
+    for made, steps, used in zip(cells, (10, 25, 90), (300.0, 301.0, 200.0), strict=True):
+        made |= {"stages": {"bptt": {"steps": steps, "seconds": used}}, "used": used}
+    found = page(*cells)
+    assert (found["uneven"]("bptt"), found["uneven"]("bptt", "copy")) == ("2.50", "1.00")
+    assert "| 42 (10 to 90) |" in found["table"]
+
+
+@pytest.mark.parametrize(("task", "starred"), [("parity", True), ("copy", False)])
+def test_a_star_is_at_smt_whose_dmt_goes_on_without_labels(task, starred):
+    row = glance({**cell("smt_unrolled", 0.5), "task": task}, {**cell("smt", 0.5), "task": task})
+    assert ("| 0.500 (1)\\* | - | 0.500 (1) |" in row) == starred

@@ -3,7 +3,6 @@
 python jobs/scaling_study.py [PRESET] --name N [--workers 1,2,4] [--gangs 1,2] [--quality F=A,B,C]
 """
 
-import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,11 +10,9 @@ from typing import Any
 
 import tyro
 
-from smt_ray.command_line import Options, parse_run, reported
+from smt_ray.command_line import GOES_ON, Options, parse_run, reported
 from smt_ray.config import RunConfig
 from smt_ray.distributed.session import configure_logging
-from smt_ray.distributed.trainer import Stopped
-from smt_ray.job import STOPPED
 from smt_ray.recipes import on_source
 from smt_ray.studies.measurements import INTERVALS, measurements
 from smt_ray.studies.quality import trials
@@ -161,16 +158,12 @@ def _batches(config: RunConfig, stage: str) -> str:
 def main() -> int:
     """Parse, measure, print."""
     configure_logging()
-    with reported():
+    with reported(GOES_ON):
         options, design = parse(sys.argv[1:])
         if options.plan:
             print(described(design))
             return 0
-        try:
-            result = scaling_study(design)
-        except Stopped as stopped:
-            logging.getLogger("smt_ray").warning("%s; the same command goes on", stopped)
-            return STOPPED
+        result = scaling_study(design)
     tables = {
         "throughput": throughput_table(result.throughput),
         "quality": quality_table(result.quality),

@@ -6,7 +6,7 @@ python jobs/sweep.py [PRESET] --space FIELD=VALUES ... [--search grid|random|opt
 import logging
 import sys
 
-from smt_ray.command_line import reported
+from smt_ray.command_line import GOES_ON, reported
 from smt_ray.distributed.session import configure_logging
 from smt_ray.evaluation.leaderboard import terminal_table
 from smt_ray.studies.options import Sweeper
@@ -16,7 +16,7 @@ from smt_ray.studies.sweep import Sweep
 def main() -> int:
     """Parse, run, print."""
     configure_logging()
-    with reported():
+    with reported(GOES_ON):
         sweeper = Sweeper(sys.argv[1:])
         sweep = Sweep(sweeper)
         if sweeper.options.plan:

@@ -18,11 +18,14 @@ import yaml
 
 from smt_ray.config import RunConfig, leaves
 from smt_ray.data.storage import Location
+from smt_ray.distributed.interruption import handled
 from smt_ray.presets import PRESETS
 
 Flags = TypeVar("Flags")
 Run = TypeVar("Run", bound="Options")
 logger = logging.getLogger(__name__)
+GOES_ON = "; the same command goes on from here"
+"""Advice to whoever stops a job that keeps what it has finished."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,10 +107,14 @@ def parse(
 
 
 @contextlib.contextmanager
-def reported() -> Iterator[None]:
-    """Turn a user's error into one line on standard error and exit status 2."""
+def reported(advice: str = "") -> Iterator[None]:
+    """Turn a user's error into one line on standard error and exit status 2.
+
+    SIGTERM and Ctrl-C become a line too, which ends in `advice`, and exit statuses 143 and 130.
+    """
     try:
-        yield
+        with handled(advice):
+            yield
     except ValueError as error:
         logger.error("error: %s", error)  # to stderr, whether logging is configured or not
         raise SystemExit(2) from None

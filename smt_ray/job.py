@@ -1,38 +1,27 @@
 """What the training jobs share: parse, run, describe what came out."""
 
-import logging
 from collections.abc import Callable, Sequence
 
-from smt_ray.command_line import Options, reported
+from smt_ray.command_line import GOES_ON, Options, reported
 from smt_ray.data.storage import Location
 from smt_ray.distributed.session import configure_logging
-from smt_ray.distributed.trainer import Stopped
 from smt_ray.evaluation.table import summary_table
 from smt_ray.pipeline import run
 from smt_ray.planning import plan
-
-STOPPED = 143
-"""Exit status after SIGTERM, as shells have it."""
-
-logger = logging.getLogger(__name__)
 
 
 def run_job(parse: Callable[[Sequence[str]], Options], arguments: Sequence[str]) -> str:
     """Run what the arguments ask for; return the plan, or the figures and where the results are.
 
     Raises:
-        SystemExit: with status 2 for a mistake of the user, `STOPPED` after SIGTERM.
+        SystemExit: with status 2 for a mistake of the user, 143 after SIGTERM, 130 after Ctrl-C.
     """
     configure_logging()
-    with reported():
+    with reported(GOES_ON):
         options = parse(arguments)
         if options.plan:
             return plan(options.run)
-        try:
-            summary = run(options.run, overwrite=options.overwrite)
-        except Stopped as stopped:
-            logger.warning("%s; the same command goes on from there", stopped)
-            raise SystemExit(STOPPED) from None
+        summary = run(options.run, overwrite=options.overwrite)
     directory = Location.of(options.run.storage) / options.run.name
     places = f"report: {directory / 'report.html'}\nmodel:  {directory / 'rnn'}"
     return f"{summary_table(summary)}\n{places}"

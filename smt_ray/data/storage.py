@@ -97,6 +97,13 @@ class Location:
         paths = (f.path for f in found if f.type == fs.FileType.File and f.path.endswith(suffix))
         return [Location(self.filesystem, path) for path in sorted(paths)]
 
+    def directories(self) -> list["Location"]:
+        """Return the directories right below this one, sorted by path."""
+        selector = fs.FileSelector(self.path, allow_not_found=True)
+        found = self.filesystem.get_file_info(selector)
+        paths = (f.path for f in found if f.type == fs.FileType.Directory)
+        return [Location(self.filesystem, path) for path in sorted(paths)]
+
     def make_dir(self) -> "Location":
         """Create this directory and its parents; return it."""
         self.filesystem.create_dir(self.path, recursive=True)

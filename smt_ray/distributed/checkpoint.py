@@ -1,7 +1,8 @@
 """The portable checkpoint: safetensors and JSON, loadable at any world size and ZeRO stage.
 
 Every parameter's fp32 weight and Adam moments are gathered one by one, and spread over the ranks'
-files; `state.json` holds the step and the world size. No pickle is written or read.
+files; `state.json` holds the step, the validation loss and the world size. No pickle is written or
+read.
 """
 
 import json
@@ -17,7 +18,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 State = dict[str, Tensor]
 
 
-def save_checkpoint(engine: Any, directory: Path, step: int, stream: State) -> None:
+def save_checkpoint(engine: Any, directory: Path, step: int, stream: State, loss: float) -> None:
     """Write this rank's part of the checkpoint; every rank must call it (it is collective).
 
     Args:
@@ -25,6 +26,7 @@ def save_checkpoint(engine: Any, directory: Path, step: int, stream: State) -> N
         directory: where this rank's files go; the ranks' files have different names.
         step: optimizer steps done.
         stream: this rank's state of the data stream, rows first.
+        loss: validation loss.
     """
     rank, world = engine.global_rank, engine.world_size
     tensors: State = {}
@@ -38,7 +40,7 @@ def save_checkpoint(engine: Any, directory: Path, step: int, stream: State) -> N
         stream = {name: value.cpu().contiguous() for name, value in stream.items()}
         save_file(stream, directory / f"stream-{rank:05d}.safetensors")
     if rank == 0:
-        state = {"format": 1, "step": step, "world": world}
+        state = {"format": 2, "step": step, "loss": loss, "world": world}
         (directory / "state.json").write_text(json.dumps(state))
 
 

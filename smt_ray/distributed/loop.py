@@ -23,7 +23,7 @@ from smt_ray.data.storage import Location
 from smt_ray.distributed.checkpoint import Checkpoint, State, save_checkpoint
 from smt_ray.distributed.engine import prepare_process
 from smt_ray.distributed.metrics import MetricsLog
-from smt_ray.distributed.monitor import Progress, Reporter
+from smt_ray.distributed.monitor import Reporter
 from smt_ray.distributed.stepper import Stepper
 from smt_ray.distributed.trace import Trace
 from smt_ray.objectives.objective import Objective
@@ -80,22 +80,18 @@ def learning_rate(train: TrainConfig, step: int) -> float:
     return rate
 
 
-def train_worker(settings: dict[str, Assignment]) -> str:
+def train_worker(settings: dict[str, Assignment]) -> None:
     """Train on one Ray Train worker until the last step or a request to stop.
 
-    Returns:
-        Why the training cannot go on, or nothing. An exception would make Ray Train try again, to
-        the same end.
+    Raises:
+        FloatingPointError: if a figure is not finite; it names the step.
     """
     training = Training(settings["assignment"])
     try:
         training.run()
-    except FloatingPointError as error:
-        return str(error)
     finally:
         if training.log:
             training.log.close()
-    return ""
 
 
 class Training:
@@ -122,7 +118,7 @@ class Training:
         if rank == 0:
             program, output = self.program, assignment.output
             self.log = MetricsLog(program.config, output, program.stage, self.done)
-            self.reporter = Reporter(assignment.board)
+            self.reporter = Reporter(assignment.board, program.stage, self.done, self.train.steps)
         self.loss = self.rate = 0.0
         self.trace: Trace | None = None
 
@@ -181,8 +177,7 @@ class Training:
         """Report progress and return the driver's wish; only rank 0 talks to the driver."""
         if self.reporter is None:
             return False
-        place = (self.program.stage, self.done, self.train.steps)
-        return self.reporter.stop_requested(Progress(*place, self.loss, self.rate))
+        return self.reporter.stop_requested(self.done, self.loss, self.rate)
 
     def _validate(self) -> float:
         """Return the mean validation loss over all ranks, logged with its parts and the probe's."""
@@ -235,7 +230,7 @@ class Training:
         began = time.monotonic()
         with tempfile.TemporaryDirectory() as directory:
             state = self.stream.state()
-            save_checkpoint(self.stepper.engine, Path(directory), self.done, state)
+            save_checkpoint(self.stepper.engine, Path(directory), self.done, state, loss)
             if self.log:
                 self.log.flush()
             ray.train.report(

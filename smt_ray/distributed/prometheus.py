@@ -7,7 +7,6 @@ All have the tags `run` and `stage`. A series lives in the process that sets it:
 from collections.abc import Mapping
 from functools import cache
 
-from ray.train import UserCallback
 from ray.util.metrics import Counter, Gauge
 
 TAGS = ("run", "stage")
@@ -51,17 +50,3 @@ def count(name: str, run: str, stage: str, by: float = 1.0) -> None:
     """Add to a counter of `COUNTERS`."""
     if by > 0:
         _counter(name).inc(by, tags={"run": run, "stage": stage})
-
-
-class Failures(UserCallback):
-    """Counts in Ray Train's controller what its workers fail at."""
-
-    def __init__(self, run: str, stage: str) -> None:
-        """Count for a stage of a run."""
-        self.run, self.stage = run, stage
-
-    def after_exception(
-        self, run_context: object, worker_exceptions: Mapping[int, Exception]
-    ) -> None:
-        """Count one failure, whatever the number of workers that it took."""
-        count("smt_ray_training_failures", self.run, self.stage)

@@ -2,14 +2,11 @@
 
 import logging
 import os
-import signal
-import threading
 import uuid
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import ray
 from ray.util import placement_group, remove_placement_group
@@ -17,6 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from smt_ray.config import RunConfig, RuntimeConfig
 from smt_ray.data.storage import Location
+from smt_ray.distributed.interruption import end_ray_at_exit, shielded
 from smt_ray.distributed.weights_and_biases import check_wandb
 
 logger = logging.getLogger(__name__)
@@ -64,12 +62,12 @@ def connect(runtime: RuntimeConfig, runs: int = 1) -> None:
     at_once = cpus + 4 * runs
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(at_once))
     settings: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    try:
-        ray.init(num_cpus=cpus, include_dashboard=False, **settings)
-    except ValueError:  # a cluster is there already: it has its own number of CPUs
-        ray.init(**settings)
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, stop)
+    with shielded():
+        try:
+            ray.init(num_cpus=cpus, include_dashboard=False, **settings)
+            end_ray_at_exit()
+        except ValueError:  # a cluster is there already: it has its own number of CPUs
+            ray.init(**settings)
 
 
 def beside_driver() -> NodeAffinitySchedulingStrategy:
@@ -86,12 +84,6 @@ def _quiet_ray() -> None:
             handler.setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     warnings.filterwarnings("ignore", module=r"ray\.data")
-
-
-def stop(number: int, frame: FrameType | None) -> NoReturn:
-    """Leave, as the handler of a signal; what is finished stays, and a second call goes on."""
-    logger.info("stopped by %s; the same command goes on from here", signal.Signals(number).name)
-    raise SystemExit(128 + number)
 
 
 def check_storage(storage: Location, label_bytes: int) -> None:

@@ -77,7 +77,7 @@ def train(
     if save and not saved:
         save.mkdir(exist_ok=True)
         stepper.validate(held_out)
-        save_checkpoint(stepper.engine, save, 0, stream.state())
+        save_checkpoint(stepper.engine, save, 0, stream.state(), 0.0)
     rows = []
     for step in range(first, stop):
         done = stepper.step(batch(stream, step), learning_rate(program.train, step))
@@ -91,7 +91,7 @@ def train(
     validation = stepper.mean(figures)
     if save:
         save.mkdir(exist_ok=True)
-        save_checkpoint(stepper.engine, save, stop, stream.state())
+        save_checkpoint(stepper.engine, save, stop, stream.state(), 0.0)
         dist.barrier()
     stepper.engine.destroy()
     return {name: [row[name] for row in rows] for name in rows[0]} | {"validation": validation}

@@ -17,7 +17,8 @@ from smt_ray.config import DataConfig, DmtConfig, RunConfig, RuntimeConfig, Trai
 from smt_ray.data.reader import Stream
 from smt_ray.data.storage import Location
 from smt_ray.distributed.programs import DmtProgram
-from smt_ray.distributed.trainer import Stopped, fit
+from smt_ray.distributed.session import configure_logging
+from smt_ray.distributed.trainer import fit
 from smt_ray.objectives.teacher import Teacher
 from smt_ray.objectives.transition import Transition
 from tests.samples import MODEL, VOCABULARY, random_weights, rows, write
@@ -96,12 +97,9 @@ def program(place: Path, harm: str = "") -> Program:
 
 def main(place: Path, address: str) -> int:
     """Train with harm into `place`/harmed until asked to stop."""
+    configure_logging()
     ray.init(address, log_to_driver=False)
-    try:
-        fit(program(place, str(place)), RUNTIME, Location.of(place / "harmed"))
-    except Stopped as stopped:
-        print(stopped)  # noqa: T201
-        return 143
+    fit(program(place, str(place)), RUNTIME, Location.of(place / "harmed"))
     return 0
 
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import re
 import signal
 import subprocess
 import sys
@@ -48,7 +50,7 @@ def wait_for(file, process):
         time.sleep(0.05)
 
 
-def test_a_run_that_was_killed_and_stopped_ends_like_a_whole_one(tmp_path):
+def test_a_run_that_was_killed_and_stopped_ends_like_a_whole_one(tmp_path, caplog):
     plain = prepare(tmp_path)
     whole, harmed = tmp_path / "whole", tmp_path / "harmed"
     figures = fit(plain, RUNTIME, Location.of(whole).make_dir())
@@ -64,8 +66,9 @@ def test_a_run_that_was_killed_and_stopped_ends_like_a_whole_one(tmp_path):
     assert figures["validation_loss"] == best["validation/loss"]
     assert figures["best_step"] == best["step"]
     assert list((whole / "tensorboard").glob("events*"))
+    ranked = sorted(validation, key=lambda row: row["validation/loss"])
     kept = {int(path.name[5:]) for path in checkpoints(whole)}
-    assert kept == {best["step"], STEPS}
+    assert kept == {row["step"] for row in ranked[:2]} | {STEPS}
     weights = load_file(whole / "model.safetensors")
     saved = Checkpoint(whole / "train" / f"step-{best['step']:09d}").weights()
     assert all(torch.equal(weights[name], saved[name]) for name in saved)
@@ -81,17 +84,28 @@ def test_a_run_that_was_killed_and_stopped_ends_like_a_whole_one(tmp_path):
     )
     wait_for(tmp_path / "slow", driver)
     assert (tmp_path / "killed").exists()
-    driver.send_signal(signal.SIGTERM)
-    said, errors = driver.communicate(timeout=120)
+    driver.send_signal(signal.SIGINT)
+    _, said = driver.communicate(timeout=120)
     (tmp_path / "stopped").touch()
-    assert driver.returncode == 143, errors
+    assert driver.returncode == 130, said
     stop = Checkpoint(checkpoints(harmed)[-1]).step
-    assert said.splitlines()[-1] == f"dmt stopped at step {stop}"
+    lines = said.splitlines()
+    assert re.search(r"^dmt: lost a worker after step 2\d; going on from step 20$", said, re.M)
+    assert "SIGINT: saving a checkpoint, then stopping; once more ends at once" in lines
+    assert lines[-1] == f"dmt: stopped at step {stop}; the same command goes on from there"
+    assert "Traceback" not in said
     assert KILLED < SLOW < stop < STEPS
     assert [row["step"] for row in read_rows(harmed)[0]] == [*range(1, stop + 1)]
     assert not (harmed / "model.safetensors").exists()
 
-    again = fit(program(tmp_path, str(tmp_path)), RUNTIME, Location.of(harmed))
+    # The machine went down before the last checkpoint was on its disk.
+    before, last = checkpoints(harmed)[-2:]
+    os.truncate(last / "weights-00001.safetensors", 100)
+    with caplog.at_level("INFO"):
+        again = fit(program(tmp_path, str(tmp_path)), RUNTIME, Location.of(harmed))
+    reason = f"{last / 'weights-00001.safetensors'}: truncated"
+    assert f"dmt: skipped an unfinished or damaged checkpoint: {reason}" in caplog.text
+    assert f"going on from step {int(before.name[5:])} of {STEPS}" in caplog.text
     for rows, expected in zip(read_rows(harmed), (training, validation), strict=True):
         for row, other in zip(rows, expected, strict=True):
             assert row == pytest.approx(other, rel=1e-5, abs=1e-5)

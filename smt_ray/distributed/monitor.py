@@ -102,7 +102,8 @@ def monitored(run: str) -> Iterator[Any]:
         namespace=NAMESPACE,
         scheduling_strategy=beside_driver(),
     ).remote()
-    view, done = _View(), threading.Event()
+    view = _View(time.monotonic(), terminal=sys.stderr.isatty())
+    done = threading.Event()
     thread = threading.Thread(target=_watch, args=(board, view, done), daemon=True)
     thread.start()
 
@@ -136,12 +137,12 @@ def _watch(board: Any, view: "_View", done: threading.Event) -> None:
 class _View:
     """What the terminal shows of a stage."""
 
-    def __init__(self) -> None:
-        self.bar: Any = None
+    def __init__(self, now: float, *, terminal: bool) -> None:
+        self.terminal, self.bar = terminal, None
         self.first: tuple[int, float] | None = None  # a step and when it was seen
         self.last = (-1, 0.0)
         self.attempt = ""
-        self.said = self.warned = time.monotonic()
+        self.said = self.warned = now
 
     @property
     def training(self) -> bool:
@@ -172,7 +173,7 @@ class _View:
             self.bar.close()
 
     def _progress(self, latest: Progress, now: float) -> None:
-        if sys.stderr.isatty():
+        if self.terminal:
             if self.bar is None:
                 self.bar = tqdm(total=latest.steps, initial=latest.step, desc=latest.stage)
             self.bar.set_postfix_str(f"loss {latest.loss:.4f}, {latest.rate:,.0f} tokens/s")

@@ -7,7 +7,7 @@ the end `sweep.csv`, `summary.json`, `report.html`, `best.yaml` and the best tri
 import logging
 import os
 import time
-from typing import Any
+from typing import Any, NoReturn
 
 import ray
 import yaml
@@ -17,6 +17,9 @@ from ray.tune.schedulers import ASHAScheduler
 from smt_ray.config import RunConfig, RuntimeConfig, leaves
 from smt_ray.data.artifacts import MANIFEST
 from smt_ray.data.storage import Location
+from smt_ray.distributed import interruption
+from smt_ray.distributed.interruption import Stopped
+from smt_ray.distributed.monitor import stop_trainings
 from smt_ray.distributed.session import check_storage, connect, cpus_needed, gpus_needed, preflight
 from smt_ray.evaluation.leaderboard import csv_text, sweep_page
 from smt_ray.evaluation.ranking import Entry, best
@@ -38,6 +41,8 @@ ENVIRONMENT = {
 }
 KEPT_HALF = 2
 """ASHA stops the half of the trials that is behind."""
+SAVE_S = 30.0
+"""Longest wait, in seconds, for the checkpoints of the trials when the sweep is stopped."""
 RUNGS = 4
 """The first comparison is after this part of the teacher's training: a quarter, then a half."""
 
@@ -184,7 +189,12 @@ class Sweep:
                 verbose=0,
             ),
         )
-        tuner.fit()
+        with interruption.saving(_stop):
+            try:
+                tuner.fit()
+            except Stopped:
+                stop_trainings(f"{self.options.run.name}-", SAVE_S)
+                raise
         (self.directory / "tune").delete_dir()
 
     def _at_once(self, runtime: RuntimeConfig) -> int:
@@ -248,6 +258,12 @@ class Sweep:
         for name in ("model.safetensors", "config.json", "tokenizer.json"):
             (run / "rnn" / name).copy_to((self.directory / "rnn").make_dir() / name)
         return f"python jobs/{JOBS[config.data.kind]}.py --config {file}"
+
+
+def _stop() -> NoReturn:
+    """Leave Tune at a signal, while the trials go on until each has saved."""
+    logger.info("saving the trials' checkpoints; the same command goes on from there")
+    raise Stopped(interruption.asked())
 
 
 _SHARED = {"teacher": "teachers", "labels": "label sets"}

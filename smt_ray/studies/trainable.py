@@ -22,6 +22,7 @@ from smt_ray import pipeline
 from smt_ray.config import RunConfig
 from smt_ray.data.storage import Location
 from smt_ray.distributed.claims import logger as claims_logger
+from smt_ray.distributed.interruption import Stopped
 from smt_ray.distributed.metrics import read_metrics
 from smt_ray.studies.trials import Records, Trial
 
@@ -49,11 +50,13 @@ def follow(settings: dict[str, Any]) -> None:
         if not ready:
             continue
         try:
-            item: str | dict[str, Any] = ray.get(next(items))
+            item: str | dict[str, Any] | None = ray.get(next(items))
         except ray.exceptions.RayError as error:
             said = _first_line(error)
             records.write(replace(trial.entry, status="failed", error=said))
             tune.report({"error": said})
+            return
+        if item is None:  # its record stays that of a trial that runs: it is gone on with
             return
         if isinstance(item, dict):
             records.write(replace(trial.entry, status="finished", figures=item))
@@ -73,8 +76,11 @@ def validations(teacher: Location) -> list[tuple[int, float]]:
 
 
 @ray.remote(num_cpus=0, max_retries=0, num_returns="streaming")
-def _run(config: RunConfig, overwrite: bool) -> Iterator[str | dict[str, Any]]:
-    """Run the pipeline in a thread; yield each line that it logs, and at last its summary."""
+def _run(config: RunConfig, overwrite: bool) -> Iterator[str | dict[str, Any] | None]:
+    """Run the pipeline in a thread; yield each line that it logs, and at last its summary.
+
+    None comes last of a pipeline that was asked to stop.
+    """
     lines: queue.SimpleQueue[logging.LogRecord | None] = queue.SimpleQueue()
     for source in (pipeline.logger, claims_logger):
         source.addHandler(QueueHandler(lines))
@@ -84,7 +90,10 @@ def _run(config: RunConfig, overwrite: bool) -> Iterator[str | dict[str, Any]]:
         running.add_done_callback(lambda _: lines.put(None))
         while line := lines.get():
             yield " ".join(line.getMessage().split())
-    yield running.result()
+    try:
+        yield running.result()
+    except Stopped:
+        yield None
 
 
 def _first_line(error: ray.exceptions.RayError) -> str:

@@ -5,7 +5,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -47,21 +47,24 @@ class Progress:
 
 @ray.remote(num_cpus=0)
 class Board:
-    """Holds the latest progress and the request to stop."""
+    """Holds the latest progress, where workers were lost, and the request to stop."""
 
     def __init__(self) -> None:
         """Start with nothing known and nothing asked."""
         self._latest: Progress | None = None
+        self._lost: list[int] = []
         self._stop = False
 
     def report(self, progress: Progress) -> bool:
         """Take rank 0's progress; return whether to stop."""
+        if self._latest and self._latest.attempt != progress.attempt:
+            self._lost.append(self._latest.step)
         self._latest = progress
         return self._stop
 
-    def latest(self) -> Progress | None:
-        """Return the latest progress."""
-        return self._latest
+    def latest(self) -> tuple[Progress | None, list[int]]:
+        """Return the latest progress, and after which steps workers were lost."""
+        return self._latest, self._lost
 
     def request_stop(self) -> None:
         """Ask the training to save a checkpoint and stop."""
@@ -126,11 +129,11 @@ def _watch(board: Any, view: "_View", done: threading.Event) -> None:
     """Show what the board holds until the training, or Ray, ends."""
     while not done.wait(EVERY_S):
         try:
-            latest: Progress | None = ray.get(board.latest.remote())
+            latest, lost = ray.get(board.latest.remote())
         except RayError:
             break
         if latest is not None:
-            view.show(latest, time.monotonic())
+            view.show(latest, lost, time.monotonic())
     view.close()
 
 
@@ -141,7 +144,7 @@ class _View:
         self.terminal, self.bar = terminal, None
         self.first: tuple[int, float] | None = None  # a step and when it was seen
         self.last = (-1, 0.0)
-        self.attempt = ""
+        self.lost = 0
         self.said = self.warned = now
 
     @property
@@ -149,15 +152,15 @@ class _View:
         """Whether a step was seen."""
         return self.first is not None
 
-    def show(self, latest: Progress, now: float) -> None:
-        """Show progress as it is `now`, in seconds."""
-        if self.attempt not in {"", latest.attempt}:
+    def show(self, latest: Progress, lost: Sequence[int], now: float) -> None:
+        """Show progress, and where workers were lost, as it is `now`, in seconds."""
+        for step in lost[self.lost :]:
             logger.warning(
                 "%s: lost a worker after step %d; going on from step %d",
-                *(latest.stage, self.last[0], latest.start),
+                *(latest.stage, step, latest.start),
             )
             self.first = None
-        self.attempt = latest.attempt
+        self.lost = len(lost)
         if self.first is None:
             self.first = (latest.step, now)
         if latest.step != self.last[0]:

@@ -7,6 +7,7 @@ run that goes on skips them. Legend: N rows, L sequence, K memory tokens, D widt
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -30,8 +31,7 @@ from smt_ray.data.shards import (
 )
 from smt_ray.data.storage import Location
 from smt_ray.distributed.gang import EncoderSpec, Gang, release
-from smt_ray.distributed.meter import Meter
-from smt_ray.distributed.session import beside_driver
+from smt_ray.distributed.meter import metered
 from smt_ray.objectives.objective import hashed
 
 SPLITS = ("train", "validation")
@@ -96,7 +96,9 @@ def write_labels(
             schema = label_schema(
                 length, model.memory_tokens, model.width, spec.dtype, targets=fields["targets"]
             )
-            rates[split], lost = _label(config, spec, schema, shards[split], directory, progress)
+            missing = length * (len(ids[split]) - _written(directory))
+            pipeline = (shards[split], directory, progress, missing)
+            rates[split], lost = _label(config, spec, schema, *pipeline)
             rebuilds += lost
             _write_manifest(directory, fields, ids[split])
     return {
@@ -144,14 +146,18 @@ def _label(
     tokens: list[Location],
     directory: Location,
     progress: Location,
+    missing: int,
 ) -> tuple[float, int]:
-    """Write the label shards of one split; return labels per second, and gangs built again."""
+    """Write the label shards of one split, of which so many labels are missing.
+
+    Returns:
+        Labels per second, and gangs built again.
+    """
     runtime = config.runtime
     lists = sum(field.type.list_size for field in schema if pa.types.is_fixed_size_list(field.type))
     row_bytes = 4 * lists + schema.field("memory").type.byte_width
     batches = max(1, SHARD_BYTES // (row_bytes * runtime.gang_batch))
-    meter: Any = Meter.options(scheduling_strategy=beside_driver()).remote(config.name)  # type: ignore[attr-defined]
-    with DataContext.current(_context(runtime, progress)):
+    with metered(config.name, missing) as meter, DataContext.current(_context(runtime, progress)):
         paths = [shard.path for shard in tokens]
         rows = ray.data.read_parquet(paths, filesystem=tokens[0].filesystem)
         rows = rows.select_columns(schema.names[:-1])
@@ -201,6 +207,16 @@ def _context(runtime: RuntimeConfig, progress: Location) -> DataContext:
 
 def _keep(batch: pa.Table, fraction: float) -> pa.Table:
     return batch.filter(pa.array(keep(batch["sequence_id"].to_numpy(), fraction)))
+
+
+def _written(directory: Location) -> int:
+    """Return how many sequences the label shards of an earlier try have."""
+    count = 0
+    for shard in directory.files(".parquet"):
+        # One that a kill has cut off is removed by Ray Data, and its sequences are labelled again.
+        with suppress(pa.ArrowInvalid, OSError), shard.open() as file:
+            count += pq.read_metadata(file).num_rows
+    return count
 
 
 def _ids(shards: list[Location]) -> list[Ids]:

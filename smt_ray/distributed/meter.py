@@ -1,11 +1,18 @@
 """The clock of the label factory, an actor: how fast gangs are, and how often one was rebuilt."""
 
+import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import ray
 
 from smt_ray.distributed.prometheus import count
+from smt_ray.distributed.session import beside_driver
+from smt_ray.distributed.view import Progress, View, watched
 
+logger = logging.getLogger(__name__)
 STAGE = "labels"
 
 
@@ -47,6 +54,38 @@ class Meter:
     def rate(self) -> float:
         """Return labels per second, 0 if there were none."""
         return label_rate(self._begun, list(self._ends.values()))
+
+    def labels(self) -> int:
+        """Return how many labels there are yet."""
+        return sum(labels for ends in self._ends.values() for _, labels in ends)
+
+
+@contextmanager
+def metered(run: str, labels: int) -> Iterator[Any]:
+    """Show the progress of a split's pipeline on the terminal, rebuilt gangs included.
+
+    Args:
+        run: name of the run.
+        labels: how many are to be made.
+
+    Yields:
+        The meter, for the gangs.
+    """
+    meter: Any = Meter.options(scheduling_strategy=beside_driver()).remote(run)  # type: ignore[attr-defined]
+    known = 0
+
+    def look(view: View, now: float) -> None:
+        nonlocal known
+        done, rate, gangs = ray.get(
+            [meter.labels.remote(), meter.rate.remote(), meter.gangs.remote()]
+        )
+        if (rebuilds := sum(gangs.values())) > known:
+            known = rebuilds
+            logger.warning("%s: lost a rank; its gang is built again (%d in all)", STAGE, known)
+        view.show(Progress(stage=STAGE, step=done, steps=labels, rate=rate, unit="labels"), now)
+
+    with watched(look):
+        yield meter
 
 
 def label_rate(begun: dict[str, float], gangs: list[list[tuple[float, int]]]) -> float:

@@ -14,6 +14,8 @@ VARIANCE_FLOOR = 0.01
 """Added to the variance by which dynamics are divided; that of a normalised memory is <= 1."""
 COVARIANCE_FLOOR = 0.001
 """Added to the variance of every direction in which dynamics are whitened."""
+RELATIVE_FLOOR = 1e-10
+"""Added as well, times the mean variance, so that float64 has the digits to factorise any size."""
 
 
 def squared_error(
@@ -41,15 +43,20 @@ def spread(memory: Float[Tensor, "M T K D"]) -> Float[Tensor, "K 1"]:
 def whitener(memory: Float[Tensor, "M T K D"]) -> Float[Tensor, "K D D"]:
     """Return the Cholesky factor of each slot's covariance over all M * T memories, with a floor.
 
-    As in `spread` the gradient counts, so that no direction gains by varying less. In float32 under
-    autocast, too: rounded to bfloat16 a covariance need not be positive definite.
+    As in `spread` the gradient counts, so that no direction gains by varying less. In float64 under
+    autocast, too: rounded to fewer digits a covariance need not be positive definite. Finite
+    memories of any size and rank have a factor; that of others is NaN, which the training loop
+    reports by step.
     """
-    slots = memory.float().flatten(0, 1).transpose(0, 1)
-    centred = slots - slots.mean(1, keepdim=True)
     with torch.autocast(memory.device.type, enabled=False):
+        slots = memory.double().flatten(0, 1).transpose(0, 1)
+        centred = slots - slots.mean(1, keepdim=True)
         covariance = centred.mT @ centred / slots.shape[1]
-    floor = COVARIANCE_FLOOR * torch.eye(slots.shape[2], device=memory.device)
-    return torch.linalg.cholesky(covariance + floor)
+        variance = covariance.diagonal(dim1=1, dim2=2)
+        floor = COVARIANCE_FLOOR + RELATIVE_FLOOR * variance.mean(1, keepdim=True)
+        covariance = covariance + floor.expand_as(variance).diag_embed()
+        factor, failed = torch.linalg.cholesky_ex(covariance)
+        return factor.masked_fill(failed[:, None, None] > 0, torch.nan).to(torch.float32)
 
 
 def whiten(

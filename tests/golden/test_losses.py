@@ -1,8 +1,9 @@
 """Twenty losses of every objective, to full precision: what should not change them must not.
 
-The numbers are those of one torch thread in fp32. Kernels differ between processors, hence the
-tolerance; a change of the method differs by far more. `pytest tests/golden --update-golden`
-rewrites the file.
+The numbers are those of one torch thread in fp32. Kernels differ between processors: with and
+without vector instructions, in torch and in MKL, the losses differ by up to 3e-7. A change of the
+method differs by far more than the tolerance. `pytest tests/golden --update-golden` rewrites the
+file.
 """
 
 import json
@@ -19,6 +20,10 @@ from smt_ray.objectives.teacher import Teacher
 from smt_ray.objectives.transition import Transition
 
 FILE = Path(__file__).with_name("losses.json")
+TOLERANCE = 1e-5
+EPSILON = 1e-4
+"""AdamW's. With its default of 1e-8 a gradient that is zero but for rounding makes a whole step, in
+a direction that depends on the processor: losses then differ by up to 2e-3."""
 B, L, V, STEPS = 8, 24, 32, 20
 MODEL = ModelConfig(
     width=32, memory_tokens=4, heads=4, encoder_depth=2, register_depth=2, decoder_depth=2
@@ -61,7 +66,7 @@ def batches():
 @pytest.mark.parametrize("name", sorted(OBJECTIVES))
 def test_losses_are_those_on_file(name, update_golden):
     objective = OBJECTIVES[name]()
-    optimizer = torch.optim.AdamW(objective.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(objective.parameters(), lr=3e-3, eps=EPSILON)
     losses = []
     for batch in batches():
         loss = objective(batch)["loss"]
@@ -76,4 +81,4 @@ def test_losses_are_those_on_file(name, update_golden):
     if update_golden:
         FILE.write_text(json.dumps({**known, name: losses}, indent=1, sort_keys=True) + "\n")
     else:
-        assert losses == pytest.approx(known[name], rel=1e-5)
+        assert losses == pytest.approx(known[name], rel=TOLERANCE)

@@ -110,8 +110,11 @@ def write_labels(
 
 
 def keep(ids: Ids, fraction: float) -> NDArray[np.bool_]:
-    """Return which sequences are among the labelled `fraction`: a hash of the identity decides."""
-    return (hashed(torch.tensor(ids)) < fraction * 2.0**62).numpy()
+    """Return which sequences are among the labelled `fraction`: a hash of the identity decides.
+
+    Compared as integers: next to a float a hash is rounded, and a high one counts as 2^62.
+    """
+    return (hashed(torch.tensor(ids)) < int(fraction * 2.0**62)).numpy()
 
 
 class Labeller:

@@ -45,7 +45,8 @@ def sinusoids(positions: Int[Tensor, "*T"], width: int) -> Float[Tensor, "*T D"]
 
 def rotate(x: Float[Tensor, "N H T d"], by: Rotation) -> Float[Tensor, "N H T d"]:
     """Rotate each head's pairs of neighbouring numbers by the angles of their positions."""
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    whole = x if x.dtype == torch.float64 else x.float()  # complex numbers have 32 bits at least
+    pairs = torch.view_as_complex(whole.unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * by).flatten(-2).to(x.dtype)
 
 

@@ -45,7 +45,8 @@ class Decoder(nn.Module):
             if self.absolute_positions:
                 assert timesteps is not None
                 offsets = torch.arange(1, 1 + following.shape[1], device=following.device)
-                arriving = arriving + sinusoids(timesteps[:, None] + offsets, arriving.shape[-1])
+                at = sinusoids(timesteps[:, None] + offsets, arriving.shape[-1])
+                arriving = arriving + at.to(arriving.dtype)
             stream = torch.cat((stream, arriving), dim=1)
         by = rotation(stream.shape[1], self.head_width, stream.device)
         horizon = stream.shape[1] - memory.shape[1] + 1

@@ -125,7 +125,7 @@ class CausalEncoder(nn.Module):
         stream = self.embed(tokens)
         if self.config.absolute_positions:
             positions = torch.arange(tokens.shape[1], device=tokens.device)
-            stream = stream + sinusoids(positions, self.config.width)
+            stream = stream + sinusoids(positions, self.config.width).to(stream.dtype)
         by = rotation(tokens.shape[1], self.config.width // self.config.heads, tokens.device)
         for convolution, block in zip(self.convolutions, self.trunk, strict=True):
             stream = block(convolution(stream), by=by, causal=True)

@@ -25,9 +25,9 @@ class RNN(nn.Module):
         self.readout = Decoder(config, vocabulary)
 
     def initial(self, batch: int) -> Float[Tensor, "B K D"]:
-        """Return the empty memory for `batch` sequences."""
-        device = next(self.parameters()).device
-        return torch.zeros(batch, self.config.memory_tokens, self.config.width, device=device)
+        """Return the empty memory for `batch` sequences, of the parameters' dtype and device."""
+        shape = batch, self.config.memory_tokens, self.config.width
+        return self.readout.logits.weight.new_zeros(shape)
 
     def step(
         self, memory: Float[Tensor, "B K D"], token: Int[Tensor, " B"]

@@ -34,7 +34,7 @@ def roll(
     """Return `memory`, and the memory after each input."""
     memories = [memory]
     for token in inputs.unbind(1):
-        memories.append(rnn.step(memories[-1], token).float())
+        memories.append(rnn.step(memories[-1], token).to(memory.dtype))  # autocast may round it
     return torch.stack(memories, dim=1)
 
 

@@ -49,6 +49,14 @@ def test_a_clock_tells_when_later_inputs_arrive_and_nothing_of_the_memory(memory
     torch.testing.assert_close(decoder(memory), plain(memory), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_decoder_runs_in_the_dtype_of_its_weights(memory, following, dtype):
+    config = ModelConfig(width=D, memory_tokens=K, heads=2, absolute_positions=True)
+    decoder = random_weights(Decoder(config, VOCABULARY)).requires_grad_(False).to(dtype)
+    logits = decoder(memory.to(dtype), following, torch.full((N,), 2))
+    assert logits.dtype == dtype
+
+
 @pytest.mark.parametrize("at", range(F - 1))
 def test_a_logit_sees_no_later_input(decoder, memory, following, at):
     other = following.clone()

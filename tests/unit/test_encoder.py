@@ -50,6 +50,14 @@ def changed_after(tokens, t):
     return other
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_an_encoder_runs_in_the_dtype_of_its_weights(encoder, tokens, dtype):
+    exact = encoder(tokens)
+    memory = encoder.to(dtype)(tokens)
+    assert memory.dtype == dtype
+    assert (memory.float() - exact).abs().mean() < 0.2
+
+
 @pytest.mark.parametrize("t", [0, 1, 7, 16, L - 2])
 def test_later_tokens_leave_a_memory_bitwise_equal(encoder, tokens, t):
     memory, other = encoder(tokens), encoder(changed_after(tokens, t))

@@ -1,5 +1,7 @@
 """Which sequences get labels."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -15,6 +17,6 @@ def test_at_fraction_one_every_sequence_is_kept():
 def test_a_fraction_is_kept_and_a_larger_one_keeps_those_too():
     ids = np.arange(20_000)
     kept = [keep(ids, fraction) for fraction in (0.0, 0.1, 0.5, 0.999, 1.0)]
-    for few, more in zip(kept, kept[1:], strict=False):
+    for few, more in itertools.pairwise(kept):
         assert not (few & ~more).any()
     assert [k.mean() for k in kept] == pytest.approx([0, 0.1, 0.5, 0.999, 1], abs=0.01)

@@ -35,6 +35,31 @@ def test_rollout_is_a_loop_of_steps_from_the_empty_memory(rnn):
         assert torch.equal(memories[:, t], memory)
 
 
+CELLS = ["transformer", "gated", "mlp", "gru", "lstm"]
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [(torch.bfloat16, 0.2), (torch.float16, 0.02), (torch.float64, 1e-4)],
+)
+def test_an_rnn_runs_in_the_dtype_of_its_weights(cell, dtype, tolerance):
+    gated = {"cell": "transformer", "write_gate": True} if cell == "gated" else {"cell": cell}
+    model = dataclasses.replace(MODEL, **gated)
+    rnn = random_weights(ExportedRNN(model, 256, ByteTokenizer())).requires_grad_(False)
+    tokens = torch.randint(256, (3, 5))
+    exact = rnn.rollout(tokens)
+    logits = rnn.logits(exact[:, -1])
+    rnn.to(dtype)
+    assert rnn.initial(2).dtype == dtype
+    memories = rnn.rollout(tokens)
+    assert memories.dtype == rnn.step(rnn.initial(3), tokens[:, 0]).dtype == dtype
+    assert (memories.float() - exact).abs().mean() < tolerance
+    assert (rnn.logits(memories[:, -1]).float() - logits).abs().mean() < tolerance * logits.std()
+    assert len(list(rnn.generate(tokens[0], 4))) == 4
+    assert "".join(rnn.write("so", 4))
+
+
 def test_a_generator_decides_the_sample(rnn):
     prompt = torch.tensor([1, 2, 3])
 

@@ -1,5 +1,7 @@
 """Small shards of random content, in any layout of files and row groups; weights, gradients."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
@@ -33,6 +35,17 @@ def gradients(model: nn.Module, loss: torch.Tensor) -> dict[str, torch.Tensor]:
     parameters = dict(model.named_parameters())
     found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
     return {name: g for name, g in zip(parameters, found, strict=True) if g is not None}
+
+
+@contextmanager
+def output_sizes(module: nn.Module) -> Iterator[list[int]]:
+    """Note how many numbers each call of a module returns."""
+    sizes: list[int] = []
+    hook = module.register_forward_hook(lambda _module, _inputs, out: sizes.append(out.numel()))
+    try:
+        yield sizes
+    finally:
+        hook.remove()
 
 
 def rows(count: int, length: int, model: ModelConfig | None = None, unit: int = 0) -> pa.Table:

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from smt_ray.config import LossConfig
-from smt_ray.evaluation.foresight import TOKENS, ahead
+from smt_ray.evaluation.foresight import ahead, memories_at_once
 from smt_ray.model.decoder import Decoder
 from smt_ray.model.rnn import RNN
 from smt_ray.objectives.objective import IGNORED, apply_cell, previous
@@ -37,8 +37,9 @@ def unrolled_gradients(
         for token in inputs.unbind(1):
             memory = rnn.step(memory, token)
             memories.append(memory)
-        logits = rnn.readout(torch.stack(memories, dim=1).flatten(0, 1))
-        gradients = torch.autograd.grad(_nats(logits[:, 0], targets.flatten()), memories)
+        rolled = torch.stack(memories, dim=1)
+        read = _decoded(rnn.readout, rolled.flatten(0, 1), targets.flatten()[:, None])
+        gradients = torch.autograd.grad(rolled, memories, read.view_as(rolled))
     return _norms(torch.stack(gradients, dim=1))
 
 
@@ -66,29 +67,45 @@ def supervised_gradients(
     """
     following = ahead(inputs, loss.horizon, 0)[..., 1:].flatten(0, 1)
     wanted = ahead(targets, loss.horizon, IGNORED).flatten(0, 1)
-    size = max(1, TOKENS // (memory.shape[2] + loss.horizon))
+    timesteps = torch.arange(memory.shape[1], device=memory.device).repeat(len(memory))
+    read = _decoded(decoder, memory.flatten(0, 1), wanted, following, timesteps)
     with torch.enable_grad():
         leaf = memory.detach().clone().requires_grad_()
         error = F.mse_loss(apply_cell(cell, previous(leaf), inputs), leaf, reduction="sum")
         per_memory = memory[0, 0].numel()
         (gradient,) = torch.autograd.grad(loss.dynamics * error / per_memory, leaf)
-        decoded = []
-        timesteps = torch.arange(memory.shape[1], device=memory.device).repeat(len(memory))
-        for part, after, at, answer in zip(
-            memory.detach().flatten(0, 1).split(size),
-            following.split(size),
-            timesteps.split(size),
-            wanted.split(size),
-            strict=True,
-        ):
-            own = part.clone().requires_grad_()
-            nats = _nats(decoder(own, after, at).flatten(0, 1), answer.flatten())
-            decoded += torch.autograd.grad(loss.decoding * nats, own)
-    return _norms(gradient + torch.cat(decoded).view_as(gradient))
+    return _norms(gradient + loss.decoding * read.view_as(gradient))
 
 
-def _nats(logits: Float[Tensor, "N V"], targets: Int[Tensor, " N"]) -> Float[Tensor, ""]:
-    return F.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum")
+@torch.enable_grad()
+def _decoded(
+    decoder: Decoder,
+    memory: Float[Tensor, "N K D"],
+    targets: Int[Tensor, "N F"],
+    *inputs: Int[Tensor, "N ..."],
+) -> Float[Tensor, "N K D"]:
+    """Return the gradient by each memory of the cross-entropy of its F targets, a part at a time.
+
+    Args:
+        decoder: the network that predicts the targets.
+        memory: m_t.
+        targets: y_t..y_{t+F-1}; -100 where there is none.
+        *inputs: x_{t+1}..x_{t+F-1} and t, which the decoder needs if F > 1.
+    """
+    size = memories_at_once(decoder, targets.shape[1])
+    found: list[Tensor] = []
+    for start in range(0, len(memory), size):
+        part = slice(start, start + size)
+        own = memory[part].detach().requires_grad_()
+        logits = decoder(own, *(values[part] for values in inputs))
+        nats = F.cross_entropy(
+            logits.flatten(0, 1).float(),
+            targets[part].flatten(),
+            ignore_index=IGNORED,
+            reduction="sum",
+        )
+        found += torch.autograd.grad(nats, own)
+    return torch.cat(found)
 
 
 def _norms(gradient: Float[Tensor, "B L K D"]) -> Float[Tensor, " L"]:

@@ -9,7 +9,7 @@ from smt_ray.evaluation import foresight as module
 from smt_ray.evaluation.foresight import foresight
 from smt_ray.evaluation.scores import Score
 from smt_ray.model.decoder import Decoder
-from tests.samples import MODEL, VOCABULARY, random_weights
+from tests.samples import MODEL, VOCABULARY, output_sizes, random_weights
 
 B, L, K, D, HORIZON = 3, 6, MODEL.memory_tokens, MODEL.width, 4
 
@@ -44,6 +44,19 @@ def test_it_scores_each_target_ahead_of_each_memory(batch, monkeypatch, tokens, 
     # With two units a target, half of the bits fall on each.
     halved = foresight(memory, decoder, inputs, targets, HORIZON, units=2.0)
     torch.testing.assert_close(halved.curve, found.curve / 2)
+
+
+def test_a_large_vocabulary_is_read_in_parts_to_the_same_score(batch, monkeypatch):
+    memory, inputs, targets = batch
+    vocabulary = 50_257
+    decoder = random_weights(Decoder(MODEL, vocabulary)).requires_grad_(False)
+    whole = foresight(memory, decoder, inputs, targets, HORIZON)
+    monkeypatch.setattr(module, "NUMBERS", 1 << 20)
+    with output_sizes(decoder.logits) as sizes:
+        found = foresight(memory, decoder, inputs, targets, HORIZON)
+    assert max(sizes) <= 1 << 20
+    assert sum(sizes) == B * L * HORIZON * vocabulary
+    torch.testing.assert_close(found.sums, whole.sums, rtol=1e-5, atol=1e-5)
 
 
 def test_the_next_target_is_the_readouts(batch):

@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 
 from smt_ray.config import LossConfig
-from smt_ray.evaluation import gradients
+from smt_ray.evaluation import foresight
 from smt_ray.evaluation.gradients import last_only, supervised_gradients, unrolled_gradients
 from smt_ray.model.cells import build_cell
 from smt_ray.model.decoder import Decoder
 from smt_ray.model.rnn import RNN
-from tests.samples import MODEL, VOCABULARY, random_weights
+from tests.samples import MODEL, VOCABULARY, output_sizes, random_weights
 
 B, L, K, D = 3, 6, MODEL.memory_tokens, MODEL.width
 
@@ -46,7 +46,7 @@ def test_unrolled_gradients_are_those_of_a_loss_from_the_memory_on(batch):
 
 @pytest.mark.parametrize(("tokens", "positions"), [(1, False), (1, True), (1 << 14, True)])
 def test_supervised_gradients_are_those_of_equation_5(batch, monkeypatch, tokens, positions):
-    monkeypatch.setattr(gradients, "TOKENS", tokens)
+    monkeypatch.setattr(foresight, "TOKENS", tokens)
     inputs, targets = batch
     loss = LossConfig(decoding=0.7, dynamics=0.3, horizon=3)
     decoder = random_weights(Decoder(replace(MODEL, absolute_positions=positions), VOCABULARY))
@@ -69,6 +69,25 @@ def test_supervised_gradients_are_those_of_equation_5(batch, monkeypatch, tokens
             norms[t] += float(gradient.norm()) / B
     found = supervised_gradients(memory, decoder, cell, inputs, targets, loss)
     np.testing.assert_allclose(found, norms, rtol=1e-4)
+
+
+def test_a_large_vocabulary_is_read_in_parts_to_the_same_gradients(batch, monkeypatch):
+    vocabulary, loss = 50_257, LossConfig(horizon=4)
+    rnn = random_weights(RNN(MODEL, vocabulary))
+    memory = torch.randn(B, L, K, D)
+
+    def norms():
+        unrolled = unrolled_gradients(rnn, *batch)
+        return unrolled, supervised_gradients(memory, rnn.readout, rnn.cell, *batch, loss)
+
+    whole = norms()
+    monkeypatch.setattr(foresight, "NUMBERS", 1 << 20)
+    with output_sizes(rnn.readout.logits) as sizes:
+        found = norms()
+    assert max(sizes) <= 1 << 20
+    assert sum(sizes) == B * L * vocabulary * (1 + loss.horizon)
+    for one, other in zip(found, whole, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
 def test_no_gradient_comes_from_after_the_last_target(batch):

@@ -1,4 +1,4 @@
-"""The stage `evaluate`: a Ray task with the trainer's resources, never work of the driver.
+"""The stage `evaluate`: a process with the trainer's resources, never work of the driver.
 
 Shapes: L sequence.
 """
@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-import ray
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -21,6 +20,7 @@ from smt_ray.data.shards import Manifest, open_shards
 from smt_ray.data.storage import Location
 from smt_ray.data.tasks import task_of
 from smt_ray.distributed.networks import Networks, load_networks
+from smt_ray.distributed.process import run_alone
 from smt_ray.evaluation.foresight import foresight
 from smt_ray.evaluation.geometry import Plane
 from smt_ray.evaluation.gradients import last_only, supervised_gradients, unrolled_gradients
@@ -53,16 +53,12 @@ def evaluate(config: RunConfig, places: dict[str, Location]) -> dict[str, Any]:
         the length), `drift`, `gradients`, `geometry`; `curves`, `long_curves` and `drift_curves` by
         position; `sample` of a text, `images` of pixels. What a source does not have is empty.
     """
-    runtime = config.runtime
-    task = ray.remote(score_run).options(
-        num_cpus=1 if runtime.gpu else runtime.workers, num_gpus=1 if runtime.gpu else 0
-    )
-    return ray.get(task.remote(config, places))
+    return run_alone("evaluate", config.runtime, score_run, config, places)
 
 
-def score_run(config: RunConfig, places: dict[str, Location]) -> dict[str, Any]:
-    """Do the work of `evaluate` in this process."""
-    torch.set_num_threads(config.runtime.threads * config.runtime.workers)
+def score_run(config: RunConfig, places: dict[str, Location], threads: int) -> dict[str, Any]:
+    """Do the work of `evaluate` in this process, with so many CPU threads."""
+    torch.set_num_threads(threads)
     device = torch.device("cuda" if config.runtime.gpu else "cpu")
     held_out = HeldOut(config, places["tokens"] / "validation")
     networks = load_networks(config, places, held_out.manifest["vocabulary"], device)

@@ -96,7 +96,7 @@ def run(request, tmp_path_factory):
         source = f"{directory}/*.txt"
     config = configured(source, SOURCES[request.param])
     places = write_artifacts(config, Location.of(directory / "artifacts"))
-    return config, places, score_run(config, places)
+    return config, places, score_run(config, places, 1)
 
 
 def test_every_part_is_there_for_its_kind(run):

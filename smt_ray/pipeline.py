@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import yaml
@@ -59,15 +60,16 @@ def run(config: RunConfig, *, overwrite: bool = False) -> dict[str, Any]:
     for model in (config.model, config.rnn_model):
         cell_class(model.cell)  # a user's class that is not there is refused now
     stages = Stages(config, storage)
-    missing = stages.unfinished()
-    check_storage(storage, label_bytes_to_write(config, missing.get("labels")))
-    if missing:
-        connect(config.runtime)
-        preflight(config)
-    directory.make_dir()
-    (directory / "config.yaml").write_text(yaml.safe_dump(config.to_dict(), sort_keys=False))
-    artifacts = stages.all()
-    return write_run(config, directory, artifacts, time.monotonic() - start)
+    check_storage(storage, label_bytes_to_write(config, stages.unfinished().get("labels")))
+    with claimed(directory, config.name):
+        check_same_run(config, directory, overwrite)  # again: it may be new since the wait
+        if stages.unfinished():
+            connect(config.runtime)
+            preflight(config)
+        directory.make_dir()
+        (directory / "config.yaml").write_text(yaml.safe_dump(config.to_dict(), sort_keys=False))
+        artifacts = stages.all()
+        return write_run(config, directory, artifacts, time.monotonic() - start)
 
 
 class Stages:
@@ -93,7 +95,8 @@ class Stages:
 
     def _make(self, stage: str, build: Callable[[Location, str], dict[str, Any]]) -> Artifact:
         inputs = [self.made[name] for name in self.upstream[stage]]
-        artifact = make(self.storage, stage, self.settings[stage], inputs, build, claimed)
+        claim = partial(claimed, run=self.config.name)
+        artifact = make(self.storage, stage, self.settings[stage], inputs, build, claim)
         took = duration(artifact.manifest["seconds"])
         state = "finished" if artifact.resumed else "made"
         state = "found" if artifact.reused else f"{state} in {took}"

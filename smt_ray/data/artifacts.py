@@ -58,7 +58,7 @@ def make(
     settings: dict[str, Any],
     upstream: Sequence[Artifact],
     build: Callable[[Location, str], dict[str, Any]],
-    claim: Callable[[str], AbstractContextManager[None]],
+    claim: Callable[[Location], AbstractContextManager[None]],
 ) -> Artifact:
     """Return the stage's artifact: the finished one if it is there, else built or gone on with.
 
@@ -69,12 +69,12 @@ def make(
         upstream: the artifacts it is made from.
         build: given the artifact's place and fingerprint, writes its files and returns its figures;
             called again on an unfinished place, it goes on.
-        claim: given the place's name, a context that only one who makes it is in at a time.
+        claim: given the place, a context that only one who makes it is in at a time.
     """
     mark = fingerprint(stage, settings, [artifact.fingerprint for artifact in upstream])
     place = place_of(storage, stage, mark)
     if not (place / MANIFEST).exists():
-        with claim(place.name):
+        with claim(place):
             if not (place / MANIFEST).exists():  # nobody made it while this one waited
                 return _build(place, stage, settings, upstream, build)
     return Artifact(stage, mark, place, (place / MANIFEST).read_json(), True, False)

@@ -4,6 +4,7 @@ A `Location` joins with `/` like a `pathlib.Path`, is picklable (so it travels t
 is the only place that touches `pyarrow.fs`.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -68,6 +69,11 @@ class Location:
         """The last part of the path."""
         return self.path.rstrip("/").rsplit("/", 1)[-1]
 
+    @property
+    def parent(self) -> "Location":
+        """The directory that this is in."""
+        return Location(self.filesystem, self.path.rstrip("/").rpartition("/")[0] or "/")
+
     def exists(self) -> bool:
         """Return whether a file or directory is here."""
         return self.filesystem.get_file_info(self.path).type != fs.FileType.NotFound
@@ -126,10 +132,51 @@ class Location:
     def write_bytes(self, content: bytes) -> None:
         """Write the file whole: a reader sees the old content or the new, never a part."""
         part = f"{self.path}.{uuid.uuid4().hex[:8]}.part" if self.is_local else self.path
-        with self.filesystem.open_output_stream(part) as stream:
-            stream.write(content)
-        if part != self.path:
-            self.filesystem.move(part, self.path)
+        try:
+            with self.filesystem.open_output_stream(part) as stream:
+                stream.write(content)
+            if part != self.path:
+                self.filesystem.move(part, self.path)
+        except OSError:
+            if part != self.path:
+                Location(self.filesystem, part).delete()
+            raise
+
+    def create(self, content: bytes) -> bool:
+        """Write the file if there is none; return whether there was none.
+
+        On a local file system, and a shared one that is mounted, one of many who try has success.
+        Object stores know no such thing: there the last of those who try at once overwrites.
+        """
+        if not self.is_local:
+            if self.exists():
+                return False
+            self.write_bytes(content)
+            return True
+        try:
+            file = Path(self.path).open("xb", buffering=0)  # noqa: SIM115  closed below
+        except FileExistsError:
+            return False
+        try:
+            with file:
+                file.write(content)
+        except OSError:
+            self.delete()
+            raise
+        return True
+
+    def rewrite(self, content: bytes) -> None:
+        """Write over the file; content of the old length needs no room on a full local disk."""
+        if self.is_local:
+            with Path(self.path).open("r+b") as file:
+                file.write(content)
+        else:
+            self.write_bytes(content)
+
+    def delete(self) -> None:
+        """Delete the file, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self.filesystem.delete_file(self.path)
 
     def read_text(self) -> str:
         """Return the file's text (UTF-8)."""

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from smt_ray.config import RunConfig
 from smt_ray.data import sources
 from smt_ray.data.storage import Location
+from smt_ray.distributed.claims import claimed
 from smt_ray.distributed.session import check_storage
 from smt_ray.evaluation.study import Study, write_study
 from smt_ray.run_directory import environment
@@ -57,7 +58,12 @@ def scaling_study(design: Design) -> Result:
         raise ValueError(f"name={run.name}: is that of a run or a sweep; choose another --name")
     sources.check(run.data)
     check_storage(storage, 0)
-    directory.make_dir()
+    with claimed(directory, run.name):
+        return _made(design, directory.make_dir())
+
+
+def _made(design: Design, directory: Location) -> Result:
+    run = design.run
     points: list[Point] = []
     if design.measurements:
         points = Throughput(run, directory, design.measurements, design.steps).points()

@@ -20,6 +20,7 @@ from smt_ray.data.storage import Location
 from smt_ray.distributed import interruption
 from smt_ray.distributed.interruption import Stopped
 from smt_ray.distributed.monitor import stop_trainings
+from smt_ray.distributed.claims import claimed
 from smt_ray.distributed.session import check_storage, connect, cpus_needed, gpus_needed, preflight
 from smt_ray.evaluation.leaderboard import csv_text, sweep_page
 from smt_ray.evaluation.ranking import Entry, best
@@ -126,6 +127,12 @@ class Sweep:
         """Run what is not finished, and write what the sweep found; return its summary."""
         start = time.monotonic()
         check_storage(self.storage, 0)
+        with claimed(self.directory, self.options.run.name):
+            self._check_same()  # again: it may be new since the wait
+            self.trials = self._planned()
+            return self._run(start)
+
+    def _run(self, start: float) -> dict[str, Any]:
         if self.options.overwrite:
             self.records.clear()
         self.directory.make_dir()

@@ -13,7 +13,7 @@ SETTINGS = {"steps": 3, "rate": 0.1, "model": {"width": 64}}
 
 def make(storage, stage, settings, upstream, build):
     """Make an artifact that nobody else makes."""
-    return make_claimed(storage, stage, settings, upstream, build, lambda name: nullcontext())
+    return make_claimed(storage, stage, settings, upstream, build, lambda place: nullcontext())
 
 
 class Interrupted(Exception):
@@ -83,9 +83,9 @@ def test_what_another_makes_during_the_wait_for_the_claim_is_found(storage):
     made = []
 
     @contextmanager
-    def claim(name):
+    def claim(place):
         made.append(make(storage, "tokens", SETTINGS, [], build))
-        assert made[0].location.name == name
+        assert made[0].location == place
         yield
 
     found = make_claimed(storage, "tokens", SETTINGS, [], interrupted, claim)

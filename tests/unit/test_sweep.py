@@ -1,12 +1,16 @@
 """A sweep before it runs: its command line, what it goes on with, whom it asks for trials."""
 
+import logging
 import re
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import yaml
 
 from smt_ray.config import RuntimeConfig
 from smt_ray.data.storage import Location
+from smt_ray.distributed.claims import claimed
 from smt_ray.evaluation.ranking import Entry, Status
 from smt_ray.studies.options import RECORD, Sweeper
 from smt_ray.studies.search import Suggestions
@@ -58,6 +62,19 @@ def test_presets_follow_a_source_and_a_length_that_are_swept(tmp_path):
     assert [(t.config.data.source, t.config.loss.horizon) for t in trials] == [
         ("task:copy", 24), ("task:copy", 48), ("task:parity", 24), ("task:parity", 48),
     ]  # fmt: skip
+
+
+def test_a_sweep_waits_for_another_of_its_name_and_is_then_compared_with_it(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "smt_ray")
+    waiting = sweep(tmp_path, *SPACE, "--name", "one")
+    with ThreadPoolExecutor(1) as pool:
+        with claimed(waiting.directory, "another"):
+            running = pool.submit(waiting.run)
+            while not any("waiting for it" in line for line in caplog.messages):
+                time.sleep(0.05)
+            begun(tmp_path, "--space", "model.memory-tokens=4,16", "--name", "one")
+        with pytest.raises(ValueError, match=r"^space=.*tokens=4,8'\]: sweep 'one' has"):
+            running.result(timeout=60)
 
 
 def test_a_sweep_is_gone_on_with_from_its_record(tmp_path):

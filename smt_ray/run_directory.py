@@ -12,6 +12,7 @@ from smt_ray.config import RunConfig, leaves
 from smt_ray.data.artifacts import Artifact
 from smt_ray.data.storage import Location
 from smt_ray.distributed.metrics import read_metrics
+from smt_ray.distributed.programs import load_weights
 from smt_ray.evaluation.panels import Report
 from smt_ray.evaluation.report import write_report
 from smt_ray.evaluation.table import key_of
@@ -33,13 +34,25 @@ def check_same_run(config: RunConfig, directory: Location, overwrite: bool) -> N
     saved = directory / "config.yaml"
     if overwrite or not saved.exists():
         return
-    before = leaves(RunConfig.from_dict(yaml.safe_load(saved.read_text())))
+    before = leaves(read_config(saved))
     for name, value in leaves(config).items():
         if not name.startswith(RUNTIME) and before[name] != value:
             raise ValueError(
                 f"{name}={value}: run {config.name!r} has {name}={before[name]}; "
                 "choose another --name, or give --overwrite to point this name at a new run"
             )
+
+
+def read_config(file: Location) -> RunConfig:
+    """Return the settings in the `config.yaml` of a run.
+
+    Raises:
+        ValueError: in one line that names the file, if it is damaged.
+    """
+    try:
+        return RunConfig.from_dict(yaml.safe_load(file.read_text()))
+    except (yaml.YAMLError, ValueError) as error:
+        raise file.damaged(error, "give --overwrite to write it anew") from error
 
 
 def write_run(
@@ -52,8 +65,10 @@ def write_run(
     (directory / "artifacts.json").write_json(
         {stage: f"{a.stage}-{a.fingerprint}" for stage, a in made.items()}
     )
+    export = made["export"].location
+    load_weights(export)  # a damaged one is named, not copied
     for name in ("model.safetensors", "config.json", "tokenizer.json"):
-        (made["export"].location / name).copy_to((directory / "rnn").make_dir() / name)
+        (export / name).copy_to((directory / "rnn").make_dir() / name)
     rows = [json.dumps(row) + "\n" for stage_rows in metrics.values() for row in stage_rows]
     (directory / "metrics.jsonl").write_text("".join(rows))
     (directory / "summary.json").write_json(summary)

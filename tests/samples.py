@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from smt_ray.config import ModelConfig
-from smt_ray.data.shards import MANIFEST, tensor_to_memory
+from smt_ray.data.shards import CHECKSUMS, MANIFEST, tensor_to_memory
 from smt_ray.data.storage import Location
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -86,7 +86,7 @@ def write(
     for number in range(files):
         part = table.slice(cuts[number], cuts[number + 1] - cuts[number])
         name = f"{number:03d}.parquet"
-        pq.write_table(part, (directory / name).path, row_group_size=group)
+        pq.write_table(part, (directory / name).path, row_group_size=group, **CHECKSUMS)
         manifest["shards"][name] = len(part)
     (directory / MANIFEST).write_json(manifest)
     return manifest

@@ -77,7 +77,20 @@ def make(
         with claim(place):
             if not (place / MANIFEST).exists():  # nobody made it while this one waited
                 return _build(place, stage, settings, upstream, build)
-    return Artifact(stage, mark, place, (place / MANIFEST).read_json(), True, False)
+    return Artifact(stage, mark, place, read_manifest(place), True, False)
+
+
+def read_manifest(place: Location) -> dict[str, Any]:
+    """Return the manifest of a finished artifact.
+
+    Raises:
+        ValueError: in one line that names the file, if it is damaged.
+    """
+    file = place / MANIFEST
+    manifest = file.read_json()
+    if not isinstance(manifest, dict) or not {"figures", "seconds"} <= manifest.keys():
+        raise file.damaged("it has no figures and seconds")
+    return manifest
 
 
 def _build(

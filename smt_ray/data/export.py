@@ -7,28 +7,32 @@ import dataclasses
 import importlib
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from torch import Tensor
 
 from smt_ray.config import ModelConfig
 from smt_ray.data.storage import Location
 from smt_ray.data.tokenizers import Tokenizer, load_tokenizer
+from smt_ray.data.weights import FILE, read_weights, write_weights
 from smt_ray.model.rnn import RNN
 
 FORMAT = 1
+AGAIN = "give the command of its run again, which writes it anew, or copy it again"
 UTF8_BYTES = 4  # of one character, at most
 
 
 def save_rnn(rnn: RNN, directory: Location, tokenizer: Tokenizer) -> None:
-    """Write `model.safetensors`, `config.json` and the tokenizer to `directory`."""
+    """Write `model.safetensors`, `config.json` and the tokenizer to `directory`.
+
+    `config.json` has the weights' SHA-256.
+    """
     directory.make_dir()
     weights = {name: value.detach().cpu().contiguous() for name, value in rnn.state_dict().items()}
-    (directory / "model.safetensors").write_bytes(save(weights))
+    digest = write_weights(directory, weights)
     tokenizer.save(directory)
     (directory / "config.json").write_json(
         {
@@ -36,6 +40,7 @@ def save_rnn(rnn: RNN, directory: Location, tokenizer: Tokenizer) -> None:
             "vocabulary": rnn.vocabulary,
             "tokenizer": tokenizer.name,
             "model": dataclasses.asdict(rnn.config),
+            "sha256": digest,
         }
     )
 
@@ -95,10 +100,10 @@ def load_rnn(path: str | Path | Location, *, cell_module: str = "") -> ExportedR
     directory = Location.of(path, "model")
     if cell_module:
         _import(cell_module)
-    config = _read(directory, "config.json", json.loads)
+    config = _config(directory)
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise ValueError(f"model={directory}: config.json is not of format {FORMAT} of an RNN")
-    weights = _read(directory, "model.safetensors", load)
+    weights = _weights(directory, str(config.get("sha256", "")))
     tokenizer = load_tokenizer(directory)
     try:
         model = ModelConfig(**config["model"])
@@ -129,12 +134,24 @@ def _require_imported(cell: str, directory: Location) -> None:
         )
 
 
-def _read(directory: Location, name: str, parse: Callable[[bytes], Any]) -> Any:
+def _config(directory: Location) -> Any:
     try:
-        return parse((directory / name).read_bytes())
+        return json.loads((directory / "config.json").read_bytes())
     except OSError as error:
-        raise ValueError(
-            f"model={directory}: no {name} here; give the `rnn` directory of a run"
-        ) from error
-    except (ValueError, SafetensorError) as error:
-        raise ValueError(f"model={directory}: {name} is truncated or of another kind") from error
+        raise _missing(directory, "config.json") from error
+    except ValueError as error:
+        said = "config.json is truncated or of another kind"
+        raise ValueError(f"model={directory}: {said}; {AGAIN}") from error
+
+
+def _weights(directory: Location, digest: str) -> dict[str, Tensor]:
+    try:
+        return read_weights(directory, digest)
+    except OSError as error:
+        raise _missing(directory, FILE) from error
+    except ValueError as error:
+        raise ValueError(f"model={directory}: {error}; {AGAIN}") from error
+
+
+def _missing(directory: Location, name: str) -> ValueError:
+    return ValueError(f"model={directory}: no {name} here; give the `rnn` directory of a run")

@@ -17,7 +17,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from smt_ray.data.shards import DTYPES, Manifest, memory_to_tensor, row_group_rows
+from smt_ray.data.shards import (
+    DTYPES,
+    Manifest,
+    memory_to_tensor,
+    open_parquet,
+    row_group_rows,
+    whole,
+)
 from smt_ray.data.storage import Location
 
 Batch = dict[str, torch.Tensor]
@@ -91,8 +98,9 @@ class Reader(Stream):
         self.shards = sorted(self.manifest["shards"])
         ids, places = [], []
         for number, name in enumerate(self.shards):
-            with (self.directory / name).open() as stream:
-                shard = pq.ParquetFile(stream)
+            file = self.directory / name
+            with whole(file), file.open() as stream:
+                shard = open_parquet(stream)
                 column = shard.read(columns=["sequence_id"])["sequence_id"].to_numpy()
                 sizes = [shard.metadata.row_group(g).num_rows for g in range(shard.num_row_groups)]
             place = np.empty((len(column), 3), np.int32)
@@ -163,14 +171,15 @@ class Reader(Stream):
         """Return a decoded row group; each lane's current and next ones stay in memory."""
         key = (shard, group)
         if key not in self._groups:
-            self._groups[key] = self._decode(self._open(shard).read_row_group(group))
+            with whole(self.directory / self.shards[shard]):
+                self._groups[key] = self._decode(self._open(shard).read_row_group(group))
             if len(self._groups) > 2 * self.lanes // self.world + 2:
                 self._groups.popitem(last=False)
         self._groups.move_to_end(key)
         return self._groups[key]
 
     def _open_shard(self, shard: int) -> pq.ParquetFile:
-        return pq.ParquetFile((self.directory / self.shards[shard]).open())
+        return open_parquet((self.directory / self.shards[shard]).open())
 
     def _decode(self, table: pa.Table) -> Batch:
         """Turn a row group's columns into tensors: `inputs`, `targets`, `memory` and the rest."""

@@ -5,10 +5,13 @@ memories of all L timesteps as raw little-endian bytes. Legend: N rows, L sequen
 D width.
 """
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal
+from contextlib import contextmanager
+from typing import Any, BinaryIO, Literal
 
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import torch
 from jaxtyping import Float
@@ -18,6 +21,10 @@ from smt_ray.data.storage import Location
 
 MANIFEST = "manifest.json"
 ROW_GROUP_BYTES = 4 << 20
+CHECKSUMS = {"write_page_checksum": True}
+"""How shards are written: each page with a checksum, which all readers verify."""
+VERIFIED = ds.ParquetFragmentScanOptions(page_checksum_verification=True)
+"""How pyarrow's data sets read them."""
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 Manifest = dict[str, Any]
@@ -79,7 +86,9 @@ def open_shards(
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ValueError(f"{place}: no such file; run the stage that makes {kind}") from error
     except ValueError as error:
-        raise ValueError(f"{place}: not JSON; make the {kind} anew") from error
+        raise ValueError(f"{place}: not JSON; {_mend(place)}") from error
+    if not isinstance(manifest, dict) or not {"sequence_length", "shards"} <= manifest.keys():
+        raise ValueError(f"{place}: has no sequence_length and shards; {_mend(place)}")
     for name, value in {"kind": kind, **expected}.items():
         found = manifest.get(name)
         if found != value:
@@ -96,6 +105,33 @@ def open_shards(
         for check in checks:
             check.result()
     return manifest
+
+
+def open_parquet(handle: BinaryIO) -> pq.ParquetFile:
+    """Open a shard whose pages are verified as they are read."""
+    return pq.ParquetFile(handle, page_checksum_verification=True)
+
+
+@contextmanager
+def whole(file: Location) -> Iterator[None]:
+    """Name the shard whose content is not what was written.
+
+    Raises:
+        ValueError: in one line, with the mend.
+    """
+    try:
+        yield
+    except (pa.ArrowInvalid, OSError) as error:
+        if isinstance(error, OSError) and not is_damage(error):
+            raise
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{file}: the shard is damaged ({reason}); {_mend(file)}") from error
+
+
+def is_damage(error: object) -> bool:
+    """Return whether pyarrow found content that was not written so, not a store out of reach."""
+    signs = ("CRC checksum", "deserialize thrift", "orrupt", "nexpected end of stream")
+    return any(sign in str(error) for sign in signs)
 
 
 def memory_to_tensor(
@@ -141,17 +177,24 @@ def _schema(manifest: Manifest) -> pa.Schema:
 
 
 def _check_shard(file: Location, rows: int, schema: pa.Schema) -> None:
-    mend = "delete its directory and run the stage again"
+    mend = _mend(file)
     try:
         with file.open() as handle:
-            shard = pq.ParquetFile(handle)
+            shard = open_parquet(handle)
             found, found_rows = shard.schema_arrow, shard.metadata.num_rows
     except FileNotFoundError as error:
         raise ValueError(f"{file}: the shard is missing; {mend}") from error
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, OSError) as error:
+        if isinstance(error, OSError) and not is_damage(error):
+            raise
         raise ValueError(f"{file}: the shard is truncated or not Parquet; {mend}") from error
     if {f.name: f.type for f in found} != {f.name: f.type for f in schema}:
         columns = ", ".join(f"{field.name}: {field.type}" for field in found)
         raise ValueError(f"{file}: foreign shard with columns ({columns}); remove it or {mend}")
     if found_rows != rows:
         raise ValueError(f"{file}: {found_rows} rows, but {rows} in the manifest; {mend}")
+
+
+def _mend(file: Location) -> str:
+    """Say what to do about a file in the directory of a split: the whole artifact is made anew."""
+    return f"delete {file.parent.parent} and give the same command again"

@@ -187,8 +187,21 @@ class Location:
         self.write_bytes(text.encode())
 
     def read_json(self) -> Any:
-        """Return the file's JSON value."""
-        return json.loads(self.read_bytes())
+        """Return the file's JSON value.
+
+        Raises:
+            ValueError: in one line that names the file, if it is damaged.
+        """
+        try:
+            return json.loads(self.read_bytes())
+        except ValueError as error:
+            raise self.damaged(error) from error
+
+    def damaged(
+        self, reason: object, mend: str = "delete it and give the same command again"
+    ) -> ValueError:
+        """Return the error, in one line, for a file whose content is not what was written."""
+        return ValueError(f"{self}: damaged ({' '.join(str(reason).split())}); {mend}")
 
     def write_json(self, value: Any) -> None:
         """Write a JSON value whole, indented, keys in their given order."""

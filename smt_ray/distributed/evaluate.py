@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -16,7 +15,7 @@ from torch import Tensor
 from smt_ray.config import RunConfig
 from smt_ray.data.export import load_rnn
 from smt_ray.data.reader import Batch
-from smt_ray.data.shards import Manifest, open_shards
+from smt_ray.data.shards import Manifest, open_parquet, open_shards, whole
 from smt_ray.data.storage import Location
 from smt_ray.data.tasks import task_of
 from smt_ray.distributed.networks import Networks, load_networks
@@ -206,8 +205,9 @@ def _ngrams(train: Location, held_out: HeldOut) -> dict[str, Float[np.ndarray, "
 def _windows(directory: Location, manifest: Manifest) -> Iterator[Any]:
     """Yield the token windows of a split, a row group at a time."""
     for name in manifest["shards"]:
-        with (directory / name).open() as stream:
-            shard = pq.ParquetFile(stream)
+        file = directory / name
+        with whole(file), file.open() as stream:
+            shard = open_parquet(stream)
             for batch in shard.iter_batches(columns=["tokens"]):
                 flat = batch["tokens"].flatten().to_numpy()
                 yield flat.reshape(len(batch), -1)

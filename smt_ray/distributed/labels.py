@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 import torch
 from numpy.typing import NDArray
@@ -22,12 +21,16 @@ from ray.data.checkpoint import CheckpointConfig
 
 from smt_ray.config import RunConfig, RuntimeConfig
 from smt_ray.data.shards import (
+    CHECKSUMS,
     MANIFEST,
+    VERIFIED,
     Manifest,
     label_schema,
+    open_parquet,
     open_shards,
     row_group_rows,
     tensor_to_memory,
+    whole,
 )
 from smt_ray.data.storage import Location
 from smt_ray.distributed.gang import EncoderSpec, Gang, release
@@ -162,7 +165,9 @@ def _label(
     batches = max(1, SHARD_BYTES // (row_bytes * runtime.gang_batch))
     with metered(config.name, missing) as meter, DataContext.current(_context(runtime, progress)):
         paths = [shard.path for shard in tokens]
-        rows = ray.data.read_parquet(paths, filesystem=tokens[0].filesystem)
+        rows = ray.data.read_parquet(
+            paths, filesystem=tokens[0].filesystem, fragment_scan_options=VERIFIED
+        )
         rows = rows.select_columns(schema.names[:-1])
         if config.labels.fraction < 1:
             some = partial(_keep, fraction=config.labels.fraction)
@@ -179,6 +184,7 @@ def _label(
             filesystem=directory.filesystem,
             schema=schema,
             row_group_size=row_group_rows(row_bytes),
+            **CHECKSUMS,
             ray_remote_args={"num_cpus": 0},
         )
     # Ray Data ends its map actors, but the placement groups they made outlive that.
@@ -218,7 +224,7 @@ def _written(directory: Location) -> int:
     for shard in directory.files(".parquet"):
         # One that a kill has cut off is removed by Ray Data, and its sequences are labelled again.
         with suppress(pa.ArrowInvalid, OSError), shard.open() as file:
-            count += pq.read_metadata(file).num_rows
+            count += open_parquet(file).metadata.num_rows
     return count
 
 
@@ -226,8 +232,8 @@ def _ids(shards: list[Location]) -> list[Ids]:
     """Return the identities in each shard."""
 
     def read(shard: Location) -> Ids:
-        with shard.open() as file:
-            return pq.read_table(file, columns=["sequence_id"])["sequence_id"].to_numpy()
+        with whole(shard), shard.open() as file:
+            return open_parquet(file).read(columns=["sequence_id"])["sequence_id"].to_numpy()
 
     with ThreadPoolExecutor(8) as pool:
         return list(pool.map(read, shards))

@@ -65,6 +65,17 @@ class MetricsLog:
 
 
 def read_metrics(directory: Location) -> list[Row]:
-    """Return the rows that a stage wrote; none if it has not begun."""
+    """Return the rows that a stage wrote; none if it has not begun.
+
+    Raises:
+        ValueError: in one line that names the file and the line, if it is damaged.
+    """
     place = directory / "metrics.jsonl"
-    return [json.loads(line) for line in place.read_text().splitlines()] if place.exists() else []
+    lines = place.read_bytes().splitlines() if place.exists() else []
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise place.damaged(f"line {number}: {error}", "delete that line") from error
+    return rows

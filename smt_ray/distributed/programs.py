@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load
 from torch import Tensor
 
 from smt_ray.config import BpttConfig, DmtConfig, RunConfig, TrainConfig
 from smt_ray.data.reader import Reader, Stream
 from smt_ray.data.shards import open_shards
 from smt_ray.data.storage import Location
+from smt_ray.data.weights import FILE, read_weights
 from smt_ray.data.windows import Windows
 from smt_ray.distributed.checkpoint import State
 from smt_ray.objectives.bptt import Bptt
@@ -22,8 +22,17 @@ from smt_ray.objectives.transition import Transition
 
 
 def load_weights(artifact: Location, prefix: str = "") -> dict[str, Tensor]:
-    """Return an artifact's weights below a dotted `prefix`, the prefix taken off."""
-    weights = load((artifact / "model.safetensors").read_bytes())
+    """Return an artifact's weights below a dotted `prefix`, the prefix taken off.
+
+    Raises:
+        ValueError: in one line that names the file, if it is missing or damaged.
+    """
+    try:
+        weights = read_weights(artifact)
+    except (FileNotFoundError, ValueError) as error:
+        said = error if isinstance(error, ValueError) else f"{FILE} is missing"
+        mend = "delete this directory and give the same command again"
+        raise ValueError(f"{artifact}: {said}; {mend}") from error
     return {
         name.removeprefix(prefix): value
         for name, value in weights.items()

@@ -9,7 +9,7 @@ import ray
 
 from smt_ray.config import DataConfig, RunConfig
 from smt_ray.data import sources
-from smt_ray.data.shards import MANIFEST, Manifest, row_group_rows
+from smt_ray.data.shards import CHECKSUMS, MANIFEST, Manifest, row_group_rows
 from smt_ray.data.storage import Location
 from smt_ray.data.tokenizers import Tokenizer
 
@@ -69,7 +69,9 @@ def _write_unit(
         name = f"{unit.index:06d}-{len(shards):04d}.parquet"
         file = target / unit.split / name
         shards[name] = 0
-        with pq.ParquetWriter(file.path, first.schema, filesystem=file.filesystem) as writer:
+        with pq.ParquetWriter(
+            file.path, first.schema, filesystem=file.filesystem, **CHECKSUMS
+        ) as writer:
             for table in itertools.chain([first], itertools.islice(tables, SHARD_ROW_GROUPS - 1)):
                 writer.write_table(table)
                 shards[name] += len(table)

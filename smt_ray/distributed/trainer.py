@@ -11,10 +11,10 @@ import ray.train
 import torch
 from ray.exceptions import RayError
 from ray.train.torch import TorchTrainer
-from safetensors.torch import save
 
 from smt_ray.config import RuntimeConfig
 from smt_ray.data.storage import Location
+from smt_ray.data.weights import write_weights
 from smt_ray.distributed import interruption
 from smt_ray.distributed.checkpoint import Checkpoint
 from smt_ray.distributed.failures import Failures
@@ -69,7 +69,7 @@ def fit(
     best, metrics = min(result.best_checkpoints, key=lambda kept: kept[1]["validation/loss"])
     with TemporaryDirectory() as directory:
         weights = Checkpoint(Path(best.to_directory(directory))).weights()
-        (output / "model.safetensors").write_bytes(save(weights))
+        write_weights(output, weights)
     rates = sorted(
         row["rate/tokens_per_s"] for row in read_metrics(output) if "rate/tokens_per_s" in row
     )

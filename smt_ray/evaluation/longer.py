@@ -6,13 +6,13 @@ Shapes: N sequences, L inputs in a sequence that was trained on.
 from collections.abc import Iterator
 
 import numpy as np
-import pyarrow.parquet as pq
+import pyarrow as pa
 import torch
 from jaxtyping import Int
 
 from smt_ray.config import DataConfig
 from smt_ray.data.reader import Batch
-from smt_ray.data.shards import Manifest
+from smt_ray.data.shards import Manifest, open_parquet, whole
 from smt_ray.data.storage import Location
 from smt_ray.data.tasks import task_of
 from smt_ray.objectives.objective import hashed
@@ -35,13 +35,12 @@ def joined_windows(
     length = manifest["sequence_length"]
     tokens = np.empty((len(chosen), FACTOR, length + 1), np.int32)
     units = np.empty((len(chosen), FACTOR), np.int64)
-    for shard in _shards(directory, manifest):
-        for table in shard.iter_batches(columns=["sequence_id", "tokens", "bytes"]):
-            ids = table["sequence_id"].to_numpy()
-            wanted = np.isin(ids // FACTOR, chosen)
-            place = np.searchsorted(chosen, ids[wanted] // FACTOR), ids[wanted] % FACTOR
-            tokens[place] = table["tokens"].flatten().to_numpy().reshape(len(ids), -1)[wanted]
-            units[place] = table["bytes"].to_numpy()[wanted]
+    for table in _tables(directory, manifest, ["sequence_id", "tokens", "bytes"]):
+        ids = table["sequence_id"].to_numpy()
+        wanted = np.isin(ids // FACTOR, chosen)
+        place = np.searchsorted(chosen, ids[wanted] // FACTOR), ids[wanted] % FACTOR
+        tokens[place] = table["tokens"].flatten().to_numpy().reshape(len(ids), -1)[wanted]
+        units[place] = table["bytes"].to_numpy()[wanted]
     for start in range(0, len(chosen), rows):
         part = torch.from_numpy(tokens[start : start + rows]).long()
         yield {
@@ -63,15 +62,16 @@ def longer_task(data: DataConfig, count: int, rows: int) -> Iterator[Batch]:
 
 def _whole_groups(directory: Location, manifest: Manifest) -> Int[np.ndarray, " N"]:
     """Return identity / `FACTOR` where the directory holds all windows of the group."""
-    ids = [
-        shard.read(columns=["sequence_id"])["sequence_id"].to_numpy()
-        for shard in _shards(directory, manifest)
-    ]
+    tables = _tables(directory, manifest, ["sequence_id"])
+    ids = [table["sequence_id"].to_numpy() for table in tables]
     groups, sizes = np.unique(np.concatenate(ids) // FACTOR, return_counts=True)
     return groups[sizes == FACTOR]
 
 
-def _shards(directory: Location, manifest: Manifest) -> Iterator[pq.ParquetFile]:
+def _tables(
+    directory: Location, manifest: Manifest, columns: list[str]
+) -> Iterator[pa.RecordBatch]:
     for name in manifest["shards"]:
-        with (directory / name).open() as stream:
-            yield pq.ParquetFile(stream)
+        file = directory / name
+        with whole(file), file.open() as stream:
+            yield from open_parquet(stream).iter_batches(columns=columns)

@@ -132,7 +132,23 @@ def _recorded(arguments: Sequence[str]) -> list[str]:
     record = Location.of(storage) / name / RECORD
     if not record.exists():
         raise ValueError(f"resume=True: there is no sweep {name!r} in storage={storage}")
-    before = [str(word) for word in yaml.safe_load(record.read_text())["arguments"]]
+    before = [str(word) for word in read_record(record)["arguments"]]
     if words and not words[0].startswith("-"):
         before = [words.pop(0), *(before[1:] if not before[0].startswith("-") else before)]
     return [*before, *words]
+
+
+def read_record(file: Location) -> dict[str, Any]:
+    """Return what a sweep's record says: its `arguments` and its `identity`.
+
+    Raises:
+        ValueError: in one line that names the file, if it is damaged.
+    """
+    mend = "give the sweep's own command with --overwrite to write it anew"
+    try:
+        record = yaml.safe_load(file.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise file.damaged(error, mend) from error
+    if not isinstance(record, dict) or not {"arguments", "identity"} <= record.keys():
+        raise file.damaged("it has no arguments and identity", mend)
+    return record

@@ -14,20 +14,20 @@ import yaml
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
-from smt_ray.config import RunConfig, RuntimeConfig, leaves
+from smt_ray.config import RuntimeConfig, leaves
 from smt_ray.data.artifacts import MANIFEST
 from smt_ray.data.storage import Location
 from smt_ray.distributed import interruption
+from smt_ray.distributed.claims import claimed
 from smt_ray.distributed.interruption import Stopped
 from smt_ray.distributed.monitor import stop_trainings
-from smt_ray.distributed.claims import claimed
 from smt_ray.distributed.session import check_storage, connect, cpus_needed, gpus_needed, preflight
 from smt_ray.evaluation.leaderboard import csv_text, sweep_page
 from smt_ray.evaluation.ranking import Entry, best
 from smt_ray.evaluation.study import write_study
 from smt_ray.recipes import JOBS
-from smt_ray.run_directory import RUNTIME
-from smt_ray.studies.options import ONCE, RECORD, Sweeper
+from smt_ray.run_directory import RUNTIME, read_config
+from smt_ray.studies.options import ONCE, RECORD, Sweeper, read_record
 from smt_ray.studies.search import Search, Suggestions
 from smt_ray.studies.space import draws, grid, parse_space, written
 from smt_ray.studies.trainable import BITS, STEP, follow
@@ -98,7 +98,7 @@ class Sweep:
             if self.options.resume:
                 raise ValueError(f"resume=True: there is no sweep {name!r} in {self.storage}")
             return
-        before = yaml.safe_load(record.read_text())
+        before = read_record(record)
         for field, value in self._identity().items():
             if (old := before["identity"].get(field)) != value:
                 raise ValueError(
@@ -259,7 +259,7 @@ class Sweep:
     def _keep(self, winner: Entry) -> str:
         """Copy the best trial's settings and RNN; return the command that makes its run again."""
         run = self.storage / f"{self.options.run.name}-{winner.id}"
-        config = RunConfig.from_dict(yaml.safe_load((run / "config.yaml").read_text()))
+        config = read_config(run / "config.yaml")
         file = self.directory / "best.yaml"
         file.write_text(yaml.safe_dump(config.to_dict(), sort_keys=False))
         for name in ("model.safetensors", "config.json", "tokenizer.json"):

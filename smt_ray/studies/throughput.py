@@ -11,11 +11,11 @@ from functools import cached_property
 from typing import Any
 
 import ray
-from safetensors.torch import save
 
 from smt_ray.config import Precision, RunConfig
 from smt_ray.data.shards import DTYPES
 from smt_ray.data.storage import Location
+from smt_ray.data.weights import write_weights
 from smt_ray.distributed.labels import SHARD_BYTES, write_labels
 from smt_ray.distributed.loop import Program
 from smt_ray.distributed.metrics import read_metrics
@@ -238,4 +238,4 @@ def _batch(plan: Measurement) -> int:
 
 
 def _write_fresh(program: Program, place: Location) -> None:
-    (place / "model.safetensors").write_bytes(save(program.objective().state_dict()))
+    write_weights(place, program.objective().state_dict())

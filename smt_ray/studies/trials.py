@@ -99,12 +99,19 @@ class Records:
 
     def read(self, mark: str) -> Entry:
         """Return a trial's record."""
-        return Entry(**(self.directory / f"{mark}.json").read_json())
+        return _entry(self.directory / f"{mark}.json")
 
     def all(self) -> list[Entry]:
         """Return the records of all trials that have begun, by number."""
-        return [Entry(**file.read_json()) for file in self.directory.files(".json")]
+        return [_entry(file) for file in self.directory.files(".json")]
 
     def clear(self) -> None:
         """Forget all trials; what they made stays."""
         self.directory.delete_dir()
+
+
+def _entry(file: Location) -> Entry:
+    try:
+        return Entry(**file.read_json())
+    except TypeError as error:  # JSON, but of something else
+        raise file.damaged(error) from error

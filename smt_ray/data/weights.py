@@ -1,0 +1,44 @@
+"""Weights on disk: `model.safetensors`, and beside it its SHA-256 as `sha256sum -c` reads it."""
+
+import hashlib
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from smt_ray.data.storage import Location
+
+FILE = "model.safetensors"
+DIGEST = "model.sha256"
+
+
+def write_weights(directory: Location, weights: dict[str, Tensor]) -> str:
+    """Write the weights and their digest to `directory`; return the digest."""
+    content = save(weights)
+    digest = hashlib.sha256(content).hexdigest()
+    (directory / DIGEST).write_text(f"{digest}  {FILE}\n")
+    (directory / FILE).write_bytes(content)
+    return digest
+
+
+def read_weights(directory: Location, digest: str = "") -> dict[str, Tensor]:
+    """Return the weights in `directory`.
+
+    Args:
+        directory: where they are.
+        digest: theirs, if it is known; otherwise that of the file beside them, if there is one.
+
+    Raises:
+        FileNotFoundError: if there are none.
+        ValueError: if they are not those that were written.
+    """
+    content, beside = (directory / FILE).read_bytes(), directory / DIGEST
+    if not digest and beside.exists():
+        digest = beside.read_text().partition(" ")[0]
+    try:
+        weights = load(content)
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"{FILE} is truncated or of another kind") from error
+    if digest and hashlib.sha256(content).hexdigest() != digest:
+        raise ValueError(f"{FILE} is damaged: its SHA-256 is not {digest[:12]}...")
+    return weights

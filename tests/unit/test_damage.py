@@ -1,0 +1,197 @@
+"""Files that are no longer what was written: each is named in one line, with what to do."""
+
+import hashlib
+import json
+import re
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from smt_ray.config import DataConfig, RunConfig
+from smt_ray.data import sources
+from smt_ray.data.artifacts import make, read_manifest
+from smt_ray.data.export import load_rnn, save_rnn
+from smt_ray.data.reader import Reader
+from smt_ray.data.shards import open_shards
+from smt_ray.data.storage import Location
+from smt_ray.data.tokenizers import ByteTokenizer
+from smt_ray.data.weights import write_weights
+from smt_ray.distributed import evaluate, labels, tokens
+from smt_ray.distributed.metrics import read_metrics
+from smt_ray.distributed.programs import load_weights
+from smt_ray.evaluation.longer import joined_windows
+from smt_ray.evaluation.ranking import Entry
+from smt_ray.model.rnn import RNN
+from smt_ray.run_directory import check_same_run
+from smt_ray.studies.options import read_record
+from smt_ray.studies.points import kept
+from smt_ray.studies.trials import Records
+from tests.samples import MODEL, rows, write
+
+L, ROWS = 6, 64
+
+
+def flip(file, start, count=64):
+    """Change bytes in the middle of a file."""
+    content = bytearray(Path(file).read_bytes())
+    content[start : start + count] = bytes(255 - byte for byte in content[start : start + count])
+    Path(file).write_bytes(content)
+
+
+def refused(call, *arguments, **options):
+    """Return the one line with which a call is refused."""
+    with pytest.raises(ValueError, match=r".+: .+; .+") as caught:
+        call(*arguments, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def read(directory, manifest):
+    """Read each row once."""
+    reader = Reader(directory, manifest, global_batch=8, lanes=2, seed=0)
+    return [reader.batch(step) for step in range(ROWS // 8)]
+
+
+@pytest.mark.parametrize("model", [None, MODEL], ids=["tokens", "labels"])
+def test_a_shard_with_changed_bytes_is_named_wherever_it_is_read(tmp_path, model):
+    place = Location.of(tmp_path / "artifact" / "train")
+    manifest = write(place, rows(ROWS, L, model), model, files=2, group=8)
+    assert len(read(place, manifest)) == ROWS // 8
+    shard = place / "001.parquet"
+    size = shard.size()
+    flip(shard.path, size // 3)
+    open_shards(place, manifest["kind"])  # its footer is whole
+    said = refused(read, place, manifest)
+    assert said.startswith(f"{shard}: the shard is damaged (")
+    assert said.endswith(f"; delete {tmp_path / 'artifact'} and give the same command again")
+    if model is None:
+        assert refused(lambda: list(joined_windows(place, manifest, 8, 8))) == said
+        assert refused(lambda: list(evaluate._windows(place, manifest))) == said
+    flip(shard.path, 4, 16)  # the column of identities, which comes first
+    assert refused(labels._ids, [shard]).startswith(f"{shard}: the shard is damaged (")
+
+
+def test_written_token_shards_have_checksums(tmp_path):
+    config = DataConfig(source="task:copy", sequence_length=16)
+    tokenizer = sources.load_tokenizer_of(config)
+    unit = sources.plan(config)["validation"][0]
+    (tmp_path / "validation").mkdir()
+    done = tokens._write_unit(unit, config, tokenizer, Location.of(tmp_path))
+    shard = Location.of(tmp_path / "validation" / done["names"][0])
+    assert len(labels._ids([shard])[0]) == done["rows"][0]
+    flip(shard.path, 100, 1)
+    assert refused(labels._ids, [shard]).startswith(f"{shard}: the shard is damaged (")
+
+
+def test_a_manifest_that_was_cut_is_named(tmp_path):
+    place = Location.of(tmp_path / "artifact" / "train")
+    write(place, rows(ROWS, L))
+    file = place / "manifest.json"
+    for content in (file.read_bytes()[:-20], b"[]", b'{"kind": "tokens"}', b"\xff"):
+        file.write_bytes(content)
+        said = refused(open_shards, place, "tokens")
+        assert re.match(rf"{file}: .*; delete {tmp_path / 'artifact'} and give the same co", said)
+
+
+def test_an_artifacts_manifest_that_was_cut_is_named(tmp_path):
+    def build(place, mark):
+        return {}
+
+    arguments = (Location.of(tmp_path), "tokens", {}, [], build, lambda place: nullcontext())
+    made = make(*arguments)
+    assert read_manifest(made.location) == made.manifest
+    file = made.location / "manifest.json"
+    for content in (file.read_bytes()[:-20], b"{}", b"[]"):
+        file.write_bytes(content)
+        said = refused(make, *arguments)
+        assert said.startswith(f"{file}: damaged (")
+        assert said.endswith("; delete it and give the same command again")
+    file.delete()
+    assert make(*arguments).resumed
+
+
+def test_an_artifacts_changed_weights_are_named(tmp_path):
+    place = Location.of(tmp_path)
+    weights = {"rnn.a": torch.randn(40), "b": torch.randn(3)}
+    digest = write_weights(place, weights)
+    file = tmp_path / "model.safetensors"
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == digest
+    assert (tmp_path / "model.sha256").read_text() == f"{digest}  model.safetensors\n"
+    assert torch.equal(load_weights(place, "rnn.")["a"], weights["rnn.a"])
+    flip(file, file.stat().st_size - 20, 1)
+    said = refused(load_weights, place)
+    assert said == (
+        f"{place}: model.safetensors is damaged: its SHA-256 is not {digest[:12]}...; "
+        "delete this directory and give the same command again"
+    )
+    (tmp_path / "model.sha256").unlink()  # as in artifacts of an earlier version
+    assert len(load_weights(place)) == 2
+    file.write_bytes(file.read_bytes()[:-1])
+    assert "model.safetensors is truncated or of another kind; del" in refused(load_weights, place)
+    file.unlink()
+    assert "model.safetensors is missing; delete" in refused(load_weights, place)
+
+
+def test_an_exported_rnns_changed_weights_are_named(tmp_path):
+    place = Location.of(tmp_path)
+    save_rnn(RNN(MODEL, 256), place, ByteTokenizer())
+    config = json.loads((tmp_path / "config.json").read_text())
+    file = tmp_path / "model.safetensors"
+    assert config["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    (tmp_path / "model.sha256").unlink()  # it stays behind in the artifact
+    load_rnn(tmp_path)
+    flip(file, file.stat().st_size - 100)
+    said = refused(load_rnn, tmp_path)
+    assert said.startswith(f"model={tmp_path}: model.safetensors is damaged: its SHA-256 is not ")
+    del config["sha256"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    load_rnn(tmp_path)  # as exported by an earlier version
+
+
+def test_damaged_metrics_are_named_with_the_line(tmp_path):
+    place = Location.of(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2, "lo')
+    said = refused(read_metrics, place)
+    assert re.fullmatch(
+        rf"{tmp_path}/metrics.jsonl: damaged \(line 2: .*\); delete that line", said
+    )
+
+
+def test_a_damaged_config_of_a_run_is_named(tmp_path):
+    config, place = RunConfig(), Location.of(tmp_path)
+    whole = yaml.safe_dump(config.to_dict(), sort_keys=False)
+    (tmp_path / "config.yaml").write_text(whole)
+    check_same_run(config, place, overwrite=False)
+    for content in (b"a: [", b"- 1", b"\xff\xfe\x00", b"teacher: 3", whole.encode()[:-30] + b"{"):
+        (tmp_path / "config.yaml").write_bytes(content)
+        said = refused(check_same_run, config, place, overwrite=False)
+        assert said.startswith(f"{tmp_path}/config.yaml: damaged (")
+        assert said.endswith("; give --overwrite to write it anew")
+        check_same_run(config, place, overwrite=True)
+
+
+def test_a_damaged_record_of_a_sweep_is_named(tmp_path):
+    file = Location.of(tmp_path) / "sweep.yaml"
+    for content in (b"a: [", b"- 1", b"\xff\xfe\x00", b"arguments: []"):
+        file.write_bytes(content)
+        assert refused(read_record, file).startswith(f"{file}: damaged (")
+
+
+def test_a_damaged_record_of_a_trial_or_point_is_named(tmp_path):
+    records = Records(Location.of(tmp_path))
+    records.write(Entry(id="000", fields={}))
+    assert [entry.id for entry in records.all()] == ["000"]
+    for content in (b'{"id": "0', b"[]", b'{"id": "000", "colour": 1}'):
+        (tmp_path / "000.json").write_bytes(content)
+        for call in (records.all, lambda: records.read("000")):
+            said = refused(call)
+            assert said.startswith(f"{tmp_path}/000.json: damaged (")
+            assert said.endswith("; delete it and give the same command again")
+    point = Location.of(tmp_path / "points")
+    kept(point, "one", {}, dict)
+    (file,) = point.files()
+    file.write_bytes(b"{")
+    assert refused(kept, point, "one", {}, dict).startswith(f"{file}: damaged (")

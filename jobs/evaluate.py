@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from smt_ray import load_rnn
 from smt_ray.command_line import parse, reported
-from smt_ray.config import DataConfig
+from smt_ray.config import DataConfig, masked
 from smt_ray.data.storage import Location
 from smt_ray.evaluation.standalone import score_source, with_tokenizer_of
 from smt_ray.evaluation.table import summary_table
@@ -41,7 +41,7 @@ def main() -> int:
         options = parse(Options, sys.argv[1:], "Score an exported RNN on any source.")
         rnn = load_rnn(options.model, cell_module=options.cell_module)
         data = with_tokenizer_of(options.model, options.data)
-        figures = {"name": options.model, **score_source(rnn, data, options.sequences)}
+        figures = {"name": masked(options.model), **score_source(rnn, data, options.sequences)}
         print(summary_table(figures))
         if options.json:
             Location.of(options.json, "json").write_json(figures)

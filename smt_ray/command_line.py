@@ -16,7 +16,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 import yaml
 
-from smt_ray.config import RunConfig, leaves
+from smt_ray.config import RunConfig, leaves, masked
 from smt_ray.data.storage import Location
 from smt_ray.distributed.interruption import handled
 from smt_ray.presets import PRESETS
@@ -116,7 +116,7 @@ def reported(advice: str = "") -> Iterator[None]:
         with handled(advice):
             yield
     except ValueError as error:
-        logger.error("error: %s", error)  # to stderr, whether logging is configured or not
+        logger.error("error: %s", masked(error))  # to stderr, whether logging is configured or not
         raise SystemExit(2) from None
 
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from smt_ray.config import RunConfig
+from smt_ray.config import RunConfig, masked
 from smt_ray.data import sources
 from smt_ray.data.shards import DTYPES
 from smt_ray.data.storage import Location
@@ -42,11 +42,12 @@ def plan(config: RunConfig) -> str:
     runtime, gib = config.runtime, 2**30
     unit = {"text": "bytes", "task": "tokens", "pixels": "pixels"}[config.data.kind]
     shared = runtime.workers if runtime.zero_stage == 3 else 1
+    source = masked(config.data.source)
     training = counts["teacher"] * 16 / shared
     held = counts["encoder"] * 4 / runtime.gang_ranks
     lines = {
         "preset": config.preset,
-        "source": f"{config.data.source} ({tokens:,} {unit})" if tokens else config.data.source,
+        "source": f"{source} ({tokens:,} {unit})" if tokens else source,
         "parameters": ", ".join(f"{name} {count:,}" for name, count in counts.items()),
         "state of the RNN": f"{config.model.memory_tokens * config.model.width:,} numbers",
         "labels": f"{label_bytes(config, tokens) / gib:.2f} GiB" if tokens else "unknown size",

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import yaml
 
-from smt_ray.config import RunConfig, leaves
+from smt_ray.config import RunConfig, anonymous, leaves, masked, on_texts
 from smt_ray.data.artifacts import Artifact
 from smt_ray.data.storage import Location
 from smt_ray.distributed.metrics import read_metrics
@@ -36,9 +36,10 @@ def check_same_run(config: RunConfig, directory: Location, overwrite: bool) -> N
         return
     before = leaves(read_config(saved))
     for name, value in leaves(config).items():
-        if not name.startswith(RUNTIME) and before[name] != value:
+        same = on_texts(anonymous, before[name]) == on_texts(anonymous, value)
+        if not name.startswith(RUNTIME) and not same:
             raise ValueError(
-                f"{name}={value}: run {config.name!r} has {name}={before[name]}; "
+                f"{name}={masked(value)}: run {config.name!r} has {name}={masked(before[name])}; "
                 "choose another --name, or give --overwrite to point this name at a new run"
             )
 
@@ -105,7 +106,7 @@ def _summary(
     return {
         "name": config.name,
         "preset": config.preset,
-        "source": config.data.source,
+        "source": masked(config.data.source),
         "unit": scores["unit"],
         "tokens_train": made["tokens"].figures["sequences"]["train"] * config.data.sequence_length,
         "parameters_rnn": scores["parameters_rnn"],

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from smt_ray.config import DataConfig, RunConfig
+from smt_ray.config import DataConfig, RunConfig, anonymous, on_texts
 from smt_ray.data import sources
 from smt_ray.data.artifacts import fingerprint
 
@@ -36,7 +36,7 @@ def settings(
     `identity` looks at the whole source; who plans many runs at once need not look anew for each.
     """
     return {
-        "tokens": asdict(config.data) | {"content": identity(config.data)},
+        "tokens": on_texts(anonymous, asdict(config.data)) | {"content": identity(config.data)},
         "teacher": {name: asdict(getattr(config, name)) for name in ("model", "loss", "teacher")},
         "labels": asdict(config.labels),
         "transition": asdict(config.transition) | _rnn(config),

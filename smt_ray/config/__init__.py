@@ -6,6 +6,7 @@ enter an artifact's fingerprint) unless they stand in `RuntimeConfig` or are `na
 """
 
 from smt_ray.config.build import leaves
+from smt_ray.config.credentials import anonymous, masked, on_texts, require_unmasked
 from smt_ray.config.data import DataConfig, TaskConfig
 from smt_ray.config.model import EncoderKind, ModelConfig
 from smt_ray.config.run import RunConfig, RuntimeConfig
@@ -35,5 +36,9 @@ __all__ = [
     "TaskConfig",
     "TrainConfig",
     "TransitionConfig",
+    "anonymous",
     "leaves",
+    "masked",
+    "on_texts",
+    "require_unmasked",
 ]

@@ -1,9 +1,10 @@
 """Where tokens come from."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
 from smt_ray.config.checks import at_least, require
+from smt_ray.config.credentials import masked, on_texts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,6 +76,10 @@ class DataConfig:
         at_least(2, "data", self, "sequence_length")
         ok = 0 < self.validation_fraction <= 0.5
         require(ok, "data.validation-fraction", self.validation_fraction, "must be in (0, 0.5]")
+
+    def __repr__(self) -> str:
+        """Return the fields, with credentials masked."""
+        return f"DataConfig({on_texts(masked, asdict(self))})"
 
     @property
     def kind(self) -> Literal["text", "task", "pixels"]:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from smt_ray.config.build import build, merge
 from smt_ray.config.checks import at_least, flag, require
+from smt_ray.config.credentials import masked, on_texts
 from smt_ray.config.data import DataConfig
 from smt_ray.config.model import ModelConfig
 from smt_ray.config.stages import (
@@ -171,8 +172,12 @@ class RunConfig:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Return nested plain dictionaries, ready for YAML or JSON."""
-        return asdict(self)
+        """Return nested plain dictionaries, ready for YAML or JSON, with credentials masked."""
+        return on_texts(masked, asdict(self))
+
+    def __repr__(self) -> str:
+        """Return the fields, with credentials masked."""
+        return f"RunConfig({self.to_dict()})"
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "RunConfig":
@@ -189,7 +194,7 @@ class RunConfig:
         Raises:
             ValueError: for an unknown key (the nearest known one is named) or a bad value.
         """
-        return self.from_dict(merge(self.to_dict(), values))
+        return self.from_dict(merge(asdict(self), values))
 
     def override(self, key: str, value: Any) -> "RunConfig":
         """Return a copy with the dotted field `key` (dashes or underscores) set to `value`.

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from smt_ray.config import DataConfig
+from smt_ray.config import DataConfig, masked, require_unmasked
 from smt_ray.data.files import file_pieces, read_files
 from smt_ray.data.formats import Document
 from smt_ray.data.hub import hub_pieces, read_hub
@@ -155,6 +155,8 @@ def check(config: DataConfig) -> None:
     Raises:
         ValueError: naming the field at fault, in one line (a `SourceError` but for the tokenizer).
     """
+    require_unmasked("data.source", config.source)
+    require_unmasked("data.tokenizer", config.tokenizer)
     tokenizer, kind = load_tokenizer_of(config), _kind(config)
     if isinstance(kind, ExampleKind):
         with _explained(config):
@@ -209,9 +211,9 @@ def too_short(config: DataConfig, split: str, tokens: int) -> SourceError:
 
 
 def _error(config: DataConfig, rule: object) -> SourceError:
-    said = " ".join(str(rule).split())
+    said = masked(" ".join(str(rule).split()))
     names_field = said.startswith("data.")
-    return SourceError(said if names_field else f"data.source={config.source!r}: {said}")
+    return SourceError(said if names_field else f"data.source={masked(config.source)!r}: {said}")
 
 
 @contextmanager

@@ -16,6 +16,8 @@ from typing import Any, BinaryIO, cast
 import pyarrow as pa
 from pyarrow import fs
 
+from smt_ray.config import masked, require_unmasked
+
 
 @dataclass(frozen=True, slots=True)
 class Location:
@@ -39,16 +41,18 @@ class Location:
         if isinstance(place, Location):
             return place
         text = os.fspath(place)
+        require_unmasked(field, text)
         if "://" not in text:
             return cls(fs.LocalFileSystem(), str(Path(text).expanduser().absolute()))
         try:
             filesystem, path = fs.FileSystem.from_uri(text)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
             name = f"{field}={text}" if field else text
+            reason = " ".join(str(error).split())
             raise ValueError(
-                f"{name}: not a usable path or URI ({' '.join(str(error).split())}); "
-                "give a directory or file, or a URI as s3://BUCKET/PATH"
-            ) from error
+                masked(f"{name}: not a usable path or URI ({reason})")
+                + "; give a directory or file, or a URI as s3://BUCKET/PATH"
+            ) from None  # the cause repeats the URI
         return cls(filesystem, path)
 
     def __truediv__(self, name: str) -> "Location":

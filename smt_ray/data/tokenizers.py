@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from smt_ray.config import masked
 from smt_ray.data.storage import Location
 
 FILE = "tokenizer.json"
@@ -180,11 +181,11 @@ def load_tokenizer(place: str | Location) -> Tokenizer:
                 return ByteTokenizer()
             case {"smt_ray": "numbers", "vocabulary": int(vocabulary)}:
                 return NumberTokenizer(vocabulary)
-        return JsonTokenizer(content, str(place))
+        return JsonTokenizer(content, masked(place))
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        reason = masked(" ".join(str(error).split()))
         rule = f"{reason}; give `bytes` or the path of a tokenizers JSON file"
-        raise ValueError(f"data.tokenizer={str(place)!r}: {rule}") from error
+        raise ValueError(f"data.tokenizer={masked(place)!r}: {rule}") from error
 
 
 def _byte_lengths(

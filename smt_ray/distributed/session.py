@@ -12,7 +12,7 @@ import ray
 from ray.util import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from smt_ray.config import RunConfig, RuntimeConfig
+from smt_ray.config import RunConfig, RuntimeConfig, masked
 from smt_ray.data.storage import Location
 from smt_ray.distributed.interruption import end_ray_at_exit, shielded
 from smt_ray.distributed.weights_and_biases import check_wandb
@@ -33,10 +33,18 @@ WORKER_ENVIRONMENT = {
 def configure_logging() -> None:
     """Send the project's log lines to stderr as they are."""
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_Masking("%(message)s"))
     root = logging.getLogger("smt_ray")
     root.handlers, root.propagate = [handler], False
     root.setLevel(logging.INFO)
+
+
+class _Masking(logging.Formatter):
+    """Masks the credentials of URIs."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line, or lines where there is a traceback."""
+        return masked(super().format(record))
 
 
 def cpus_needed(runtime: RuntimeConfig) -> int:

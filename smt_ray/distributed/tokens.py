@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import ray
 
-from smt_ray.config import DataConfig, RunConfig
+from smt_ray.config import DataConfig, RunConfig, masked
 from smt_ray.data import sources
 from smt_ray.data.shards import CHECKSUMS, MANIFEST, Manifest, row_group_rows
 from smt_ray.data.storage import Location
@@ -104,7 +104,7 @@ def _write_manifest(
         "sequence_length": config.sequence_length,
         "vocabulary": tokenizer.vocabulary,
         "tokenizer": tokenizer.name,
-        "source": config.source,
+        "source": masked(config.source),
         "targets": config.kind != "text",
         "documents": counts["documents"],
         "shards": dict(sorted(shards.items())),
@@ -114,4 +114,4 @@ def _write_manifest(
     if config.kind == "pixels":
         manifest["image"] = sources.image_shape(config)
     (directory / MANIFEST).write_json(manifest)
-    logger.info("%s: %d sequences of %s", split, sequences, config.source)
+    logger.info("%s: %d sequences of %s", split, sequences, masked(config.source))

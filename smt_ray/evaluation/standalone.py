@@ -13,7 +13,7 @@ import pyarrow as pa
 import torch
 from jaxtyping import Int
 
-from smt_ray.config import DataConfig
+from smt_ray.config import DataConfig, masked
 from smt_ray.data import sources
 from smt_ray.data.export import ExportedRNN
 from smt_ray.evaluation.ngrams import NgramModel
@@ -56,7 +56,7 @@ def score_source(rnn: ExportedRNN, data: DataConfig, sequences: int) -> dict[str
     train = (_windows(table) for table in _tables(rnn, data, "train"))
     counts = NgramModel.fit(train, rnn.vocabulary, max(ORDERS))
     return {
-        "source": data.source,
+        "source": masked(data.source),
         "sequences": len(windows),
         "sequence_length": length,
         "bytes": score.covered,
@@ -77,7 +77,7 @@ def with_tokenizer_of(model: str, data: DataConfig) -> DataConfig:
     """
     if data.tokenizer != DataConfig().tokenizer:
         raise ValueError(
-            f"data.tokenizer={data.tokenizer!r}: the model brings its own; leave this out"
+            f"data.tokenizer={masked(data.tokenizer)!r}: the model brings its own; leave this out"
         )
     return replace(data, tokenizer=model)
 

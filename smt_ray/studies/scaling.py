@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from smt_ray.config import RunConfig
+from smt_ray.config import RunConfig, masked
 from smt_ray.data import sources
 from smt_ray.data.storage import Location
 from smt_ray.distributed.claims import claimed
@@ -124,7 +124,7 @@ def _write(design: Design, result: Result) -> None:
     study = Study(
         title=run.name,
         kind="scaling study",
-        about=f"preset {run.preset}, {run.data.source}",
+        about=f"preset {run.preset}, {masked(run.data.source)}",
         sections=chapters(result),
         config=run.to_dict(),
         environment=environment(run),

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from smt_ray.config import RunConfig, leaves
+from smt_ray.config import RunConfig, leaves, masked
 from smt_ray.data.storage import Location
 
 Fields = dict[str, Any]
@@ -151,6 +151,11 @@ def _part(field: str, values: Any) -> Choice | Range:
     text = str(values)
     if isinstance(values, str) and ".." in text and kind in {int, float}:
         return _range(field, kind, text)
+    if masked(text) != text:
+        raise ValueError(
+            f"space={field}={masked(text)}: has credentials, which are not recorded; leave them "
+            "to the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
+        )
     words = map(str, values) if isinstance(values, list) else text.split(",")
     found = dict.fromkeys(_value(field, kind, word.strip()) for word in words)
     if not found:

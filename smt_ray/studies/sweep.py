@@ -14,7 +14,7 @@ import yaml
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
-from smt_ray.config import RuntimeConfig, leaves
+from smt_ray.config import RuntimeConfig, anonymous, leaves, masked, on_texts
 from smt_ray.data.artifacts import MANIFEST
 from smt_ray.data.storage import Location
 from smt_ray.distributed import interruption
@@ -109,7 +109,8 @@ class Sweep:
     def _identity(self) -> dict[str, Any]:
         """Return what may not change under the sweep's name."""
         options = self.options
-        fields = {k: v for k, v in leaves(options.run).items() if not k.startswith(RUNTIME)}
+        known = on_texts(anonymous, leaves(options.run))
+        fields = {k: v for k, v in known.items() if not k.startswith(RUNTIME)}
         own = {name: getattr(options, name) for name in ("search", "early_stop", "seed")}
         return {"space": [str(p) for p in self.space], "metric": self.metric, **own, **fields}
 
@@ -136,7 +137,7 @@ class Sweep:
         if self.options.overwrite:
             self.records.clear()
         self.directory.make_dir()
-        again = [word for word in self.sweeper.arguments if word not in ONCE]
+        again = [masked(word) for word in self.sweeper.arguments if word not in ONCE]
         record = {"arguments": again, "identity": self._identity()}
         (self.directory / RECORD).write_text(yaml.safe_dump(record, sort_keys=False))
         done = {e.id for e in self.records.all() if e.status in {"finished", "stopped"}}
@@ -224,7 +225,7 @@ class Sweep:
         entries, options = self.records.all(), self.options
         summary = {
             "name": options.run.name,
-            "source": options.run.data.source,
+            "source": masked(options.run.data.source),
             "search": options.search,
             "metric": self.metric,
             "trials": len(entries),

@@ -19,7 +19,7 @@ import ray
 from ray import tune
 
 from smt_ray import pipeline
-from smt_ray.config import RunConfig
+from smt_ray.config import RunConfig, masked
 from smt_ray.data.storage import Location
 from smt_ray.distributed.claims import logger as claims_logger
 from smt_ray.distributed.interruption import Stopped
@@ -89,7 +89,7 @@ def _run(config: RunConfig, overwrite: bool) -> Iterator[str | dict[str, Any] | 
         running = pool.submit(pipeline.run, config, overwrite=overwrite)
         running.add_done_callback(lambda _: lines.put(None))
         while line := lines.get():
-            yield " ".join(line.getMessage().split())
+            yield masked(" ".join(line.getMessage().split()))
     try:
         yield running.result()
     except Stopped:
@@ -99,7 +99,7 @@ def _run(config: RunConfig, overwrite: bool) -> Iterator[str | dict[str, Any] | 
 def _first_line(error: ray.exceptions.RayError) -> str:
     """Return what went wrong in one line: the pipeline's own words where it raised them."""
     cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
-    said = str(cause).strip().splitlines()
+    said = masked(cause).strip().splitlines()
     name = type(cause).__name__
     first = said[0] if said else name
     return first if isinstance(cause, ValueError) else f"{name}: {first}" if said else name

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import save
 
 from jobs.solve_task import parse
@@ -62,7 +63,7 @@ def test_fine_tuning_begins_with_the_rnn_of_dmt_and_all_that_unrolls_is_reported
 ):
     monkeypatch.setattr(job, "configure_logging", lambda: None)  # it is for the whole process
     monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
-    words = [*WORDS, f"--storage={tmp_path}"]
+    words = [*WORDS, f"--storage=file://{tmp_path}?secret_key=hush"]
     config = parse(words).run
     prepare(config)
     said = job.run_job(parse, words)
@@ -91,6 +92,11 @@ def test_fine_tuning_begins_with_the_rnn_of_dmt_and_all_that_unrolls_is_reported
     assert baseline < fresh == pytest.approx(math.log2(config.data.task.modulus))
     (batch,) = HeldOut(config, artifacts / names["tokens"] / "validation").batches()
     assert summary["rnn_accuracy"] == accuracy(load_rnn(directory / "rnn"), batch)
+
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert [path for path in files if b"hush" in path.read_bytes()] == []
+    saved = yaml.safe_load((directory / "config.yaml").read_text())
+    assert saved["storage"] == f"file://{tmp_path}?secret_key=***"
 
     report = (directory / "report.html").read_text()
     written = {key: (label, value) for key, label, value in entries(summary)}

@@ -1,6 +1,6 @@
 """Pretrain nonlinear RNNs without recurrence: Supervised Memory Training on Ray and DeepSpeed.
 
-`load_rnn(path)` returns an exported RNN; it needs torch, and neither Ray nor DeepSpeed.
+`load_rnn(path)` returns an exported RNN; it needs torch, and neither Ray, DeepSpeed nor pyarrow.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,6 +1,7 @@
 """The exported RNN on disk: `model.safetensors`, `config.json` and the tokenizer.
 
-Loading needs torch and safetensors; no ray and no pickle.
+Loading from a local directory needs torch, numpy, safetensors, einops and jaxtyping, with a JSON
+tokenizer also tokenizers, and no pickle; a URI needs pyarrow.
 """
 
 import dataclasses
@@ -9,23 +10,25 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from smt_ray.config import ModelConfig
-from smt_ray.data.storage import Location
 from smt_ray.data.tokenizers import Tokenizer, load_tokenizer
 from smt_ray.data.weights import FILE, read_weights, write_weights
 from smt_ray.model.rnn import RNN
+
+if TYPE_CHECKING:
+    from smt_ray.data.storage import Location
 
 FORMAT = 1
 AGAIN = "give the command of its run again, which writes it anew, or copy it again"
 UTF8_BYTES = 4  # of one character, at most
 
 
-def save_rnn(rnn: RNN, directory: Location, tokenizer: Tokenizer) -> None:
+def save_rnn(rnn: RNN, directory: "Location", tokenizer: Tokenizer) -> None:
     """Write `model.safetensors`, `config.json` and the tokenizer to `directory`.
 
     `config.json` has the weights' SHA-256.
@@ -84,7 +87,7 @@ class ExportedRNN(RNN):
         return decode(before + tokens)[len(decode(before)) :]
 
 
-def load_rnn(path: str | Path | Location, *, cell_module: str = "") -> ExportedRNN:
+def load_rnn(path: "str | Path | Location", *, cell_module: str = "") -> ExportedRNN:
     """Load an exported RNN, in evaluation mode.
 
     Args:
@@ -97,7 +100,7 @@ def load_rnn(path: str | Path | Location, *, cell_module: str = "") -> ExportedR
             format, or one whose cell is a class of a module that is not imported yet; or if
             `cell_module` cannot be imported.
     """
-    directory = Location.of(path, "model")
+    directory = _place(path)
     if cell_module:
         _import(cell_module)
     config = _config(directory)
@@ -117,6 +120,14 @@ def load_rnn(path: str | Path | Location, *, cell_module: str = "") -> ExportedR
     return rnn.eval()
 
 
+def _place(path: "str | Path | Location") -> "Path | Location":
+    if isinstance(path, Path) or (isinstance(path, str) and "://" not in path):
+        return Path(path).expanduser().absolute()
+    from smt_ray.data.storage import Location
+
+    return Location.of(path, "model")
+
+
 def _import(module: str) -> None:
     try:
         importlib.import_module(module)
@@ -124,7 +135,7 @@ def _import(module: str) -> None:
         raise ValueError(f"cell-module={module}: {error}; set PYTHONPATH to where it is") from error
 
 
-def _require_imported(cell: str, directory: Location) -> None:
+def _require_imported(cell: str, directory: "Path | Location") -> None:
     """Refuse a user's `module:Class` unless its module is there: a file may not import code."""
     module, colon, _ = cell.partition(":")
     if colon and module not in sys.modules:
@@ -134,7 +145,7 @@ def _require_imported(cell: str, directory: Location) -> None:
         )
 
 
-def _config(directory: Location) -> Any:
+def _config(directory: "Path | Location") -> Any:
     try:
         return json.loads((directory / "config.json").read_bytes())
     except OSError as error:
@@ -144,7 +155,7 @@ def _config(directory: Location) -> Any:
         raise ValueError(f"model={directory}: {said}; {AGAIN}") from error
 
 
-def _weights(directory: Location, digest: str) -> dict[str, Tensor]:
+def _weights(directory: "Path | Location", digest: str) -> dict[str, Tensor]:
     try:
         return read_weights(directory, digest)
     except OSError as error:
@@ -153,5 +164,5 @@ def _weights(directory: Location, digest: str) -> dict[str, Tensor]:
         raise ValueError(f"model={directory}: {error}; {AGAIN}") from error
 
 
-def _missing(directory: Location, name: str) -> ValueError:
+def _missing(directory: "Path | Location", name: str) -> ValueError:
     return ValueError(f"model={directory}: no {name} here; give the `rnn` directory of a run")

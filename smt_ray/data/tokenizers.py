@@ -7,13 +7,16 @@ sources that are no text. Each is saved into a directory as `tokenizer.json`, fr
 
 import json
 from abc import ABC, abstractmethod
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from smt_ray.config import masked
-from smt_ray.data.storage import Location
+
+if TYPE_CHECKING:  # it needs pyarrow, which to load an exported RNN does not
+    from smt_ray.data.storage import Location
 
 FILE = "tokenizer.json"
 SEPARATORS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "[SEP]")
@@ -40,7 +43,7 @@ class Tokenizer(ABC):
         """Return the number of source bytes that each id covers, in the shape of `ids`."""
 
     @abstractmethod
-    def save(self, directory: Location) -> None:
+    def save(self, directory: "Location") -> None:
         """Write `tokenizer.json` into `directory`."""
 
 
@@ -64,7 +67,7 @@ class ByteTokenizer(Tokenizer):
         """Return 1 for every id but the separator."""
         return (np.asarray(ids) != self.separator).astype(np.int32)
 
-    def save(self, directory: Location) -> None:
+    def save(self, directory: "Location") -> None:
         """Write a JSON file that says `bytes`."""
         (directory / FILE).write_json({"smt_ray": self.name})
 
@@ -101,7 +104,7 @@ class NumberTokenizer(Tokenizer):
         """Return 1 for every id: it stands for one number of its source."""
         return np.ones_like(np.asarray(ids), np.int32)
 
-    def save(self, directory: Location) -> None:
+    def save(self, directory: "Location") -> None:
         """Write a JSON file with the vocabulary."""
         (directory / FILE).write_json({"smt_ray": self.name, "vocabulary": self.vocabulary})
 
@@ -160,12 +163,12 @@ class JsonTokenizer(Tokenizer):
         """Look the lengths up in a table made once."""
         return self._lengths[np.asarray(ids)]
 
-    def save(self, directory: Location) -> None:
+    def save(self, directory: "Location") -> None:
         """Write the tokenizers JSON."""
         (directory / FILE).write_text(self._backend.to_str())
 
 
-def load_tokenizer(place: str | Location) -> Tokenizer:
+def load_tokenizer(place: "str | Path | Location") -> Tokenizer:
     """Return the tokenizer `bytes`, or the one in a JSON file or a directory that `save` wrote.
 
     Raises:
@@ -174,8 +177,8 @@ def load_tokenizer(place: str | Location) -> Tokenizer:
     if place == "bytes":
         return ByteTokenizer()
     try:
-        file = Location.of(place)
-        content = ((file / FILE) if file.is_dir() else file).read_text()
+        file = _place(place) if isinstance(place, str) else place
+        content = (file / FILE if file.is_dir() else file).read_bytes().decode()
         match json.loads(content):
             case {"smt_ray": "bytes"}:
                 return ByteTokenizer()
@@ -186,6 +189,12 @@ def load_tokenizer(place: str | Location) -> Tokenizer:
         reason = masked(" ".join(str(error).split()))
         rule = f"{reason}; give `bytes` or the path of a tokenizers JSON file"
         raise ValueError(f"data.tokenizer={masked(place)!r}: {rule}") from error
+
+
+def _place(name: str) -> "Location":
+    from smt_ray.data.storage import Location
+
+    return Location.of(name)
 
 
 def _byte_lengths(

@@ -1,18 +1,21 @@
 """Weights on disk: `model.safetensors`, and beside it its SHA-256 as `sha256sum -c` reads it."""
 
 import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from smt_ray.data.storage import Location
+if TYPE_CHECKING:  # it needs pyarrow, which to load an exported RNN does not
+    from smt_ray.data.storage import Location
 
 FILE = "model.safetensors"
 DIGEST = "model.sha256"
 
 
-def write_weights(directory: Location, weights: dict[str, Tensor]) -> str:
+def write_weights(directory: "Location", weights: dict[str, Tensor]) -> str:
     """Write the weights and their digest to `directory`; return the digest."""
     content = save(weights)
     digest = hashlib.sha256(content).hexdigest()
@@ -21,7 +24,7 @@ def write_weights(directory: Location, weights: dict[str, Tensor]) -> str:
     return digest
 
 
-def read_weights(directory: Location, digest: str = "") -> dict[str, Tensor]:
+def read_weights(directory: "Path | Location", digest: str = "") -> dict[str, Tensor]:
     """Return the weights in `directory`.
 
     Args:

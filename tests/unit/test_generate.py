@@ -193,6 +193,31 @@ def test_a_damaged_model_is_named(model, name, content, message):
     assert "\n" not in str(caught.value)
 
 
+ALONE = """
+import importlib.metadata, re, sys
+
+own = {"torch", "numpy", "safetensors", "einops", "jaxtyping"}
+names = {"pyyaml": "yaml", "scikit-learn": "sklearn"}
+for line in importlib.metadata.requires("smt-ray"):
+    name = re.match(r"[\\w-]+", line)[0]
+    if name not in own:
+        sys.modules[names.get(name, name)] = None  # to import it fails
+
+import smt_ray
+
+rnn = smt_ray.load_rnn(sys.argv[1])
+print(len("".join(rnn.write("To be", 3))))
+"""
+
+
+def test_a_model_loads_with_torch_and_few_small_libraries(model):
+    ran = subprocess.run(
+        [sys.executable, "-c", ALONE, str(model)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert int(ran.stdout) > 0
+
+
 def test_a_model_without_weights_is_refused(model):
     os.remove(model / "model.safetensors")
     with pytest.raises(ValueError, match=r"no model\.safetensors here"):

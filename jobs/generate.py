@@ -3,6 +3,7 @@
 python jobs/generate.py --model runs/tiny/rnn --prompt TEXT [--length N] [--temperature T]
 """
 
+import io
 import signal
 import sys
 from dataclasses import dataclass
@@ -46,6 +47,8 @@ def main() -> int:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         torch.set_num_threads(1)  # one token at a time: threads would only wait for each other
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # a terminal may know fewer characters
         random = torch.Generator().manual_seed(options.seed)
         for text in rnn.write(
             options.prompt, options.length, temperature=options.temperature, generator=random

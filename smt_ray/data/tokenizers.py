@@ -5,8 +5,11 @@ sources that are no text. Each is saved into a directory as `tokenizer.json`, fr
 `load_tokenizer` reads it again.
 """
 
+import hashlib
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,18 +24,23 @@ if TYPE_CHECKING:  # it needs pyarrow, which to load an exported RNN does not
 FILE = "tokenizer.json"
 SEPARATORS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "[SEP]")
 CHUNK = 1 << 18  # characters that a JSON tokenizer encodes at once, for its memory
+MEND = "give `bytes` or the path of a tokenizers JSON file (`tokenizer.json`)"
 
 
 class Tokenizer(ABC):
-    """Token ids of a text; `separator` stands between two documents and covers no source byte."""
+    """Token ids of a text; `separator` stands between two documents and covers no source byte.
+
+    `digest` is the same for tokenizers that give the same ids, wherever they were read from.
+    """
 
     name: str
+    digest: str
     vocabulary: int
     separator: int
 
     @abstractmethod
     def encode(self, text: str | bytes) -> NDArray[np.int32]:
-        """Return the token ids of `text`; bytes that are no UTF-8 may be replaced."""
+        """Return the token ids of `text`; what is no UTF-8 (half a surrogate pair) is replaced."""
 
     @abstractmethod
     def decode(self, ids: ArrayLike) -> str:
@@ -51,12 +59,13 @@ class ByteTokenizer(Tokenizer):
     """The 256 byte values; the separator is the byte 0, which text does not contain."""
 
     name = "bytes"
+    digest = "bytes"
     vocabulary = 256
     separator = 0
 
     def encode(self, text: str | bytes) -> NDArray[np.int32]:
         """Return the UTF-8 bytes."""
-        content = text.encode(errors="replace") if isinstance(text, str) else text
+        content = _utf8(text) if isinstance(text, str) else text
         return np.frombuffer(content, np.uint8).astype(np.int32)
 
     def decode(self, ids: ArrayLike) -> str:
@@ -81,6 +90,7 @@ class NumberTokenizer(Tokenizer):
     def __init__(self, vocabulary: int) -> None:
         """Know the numbers 0..vocabulary-1."""
         self.vocabulary = vocabulary
+        self.digest = f"{self.name}-{vocabulary}"
 
     def encode(self, text: str | bytes) -> NDArray[np.int32]:
         """Return the numbers.
@@ -127,10 +137,11 @@ class JsonTokenizer(Tokenizer):
         from tokenizers import Tokenizer as Backend
 
         spec = json.loads(content)
-        if not isinstance(spec, dict) or not spec.get("model"):
-            raise ValueError("not a Hugging Face tokenizers JSON (it has no `model`)")
+        if not isinstance(spec, dict) or not isinstance(spec.get("model"), dict):
+            raise ValueError(f"not a Hugging Face tokenizers JSON ({_json_kind(spec)})")
         self.name = name
-        self._backend = Backend.from_str(content)
+        with _explained():
+            self._backend = Backend.from_str(content)
         self._backend.no_truncation()  # a document is never cut or filled up
         self._backend.no_padding()
         names: dict[str, int] = self._backend.get_vocab(with_added_tokens=True)
@@ -139,18 +150,28 @@ class JsonTokenizer(Tokenizer):
             raise ValueError(f"it has {self.vocabulary} tokens, fewer than 2")
         self.separator = next((names[text] for text in SEPARATORS if text in names), 0)
         self._lengths = _byte_lengths(spec, names, self.vocabulary)
+        for index, added in self._backend.get_added_tokens_decoder().items():
+            self._lengths[index] = 0 if added.special else len(added.content.encode())
         self._lengths[self.separator] = 0
+        ids = {key: value for key, value in spec.items() if key not in {"truncation", "padding"}}
+        self.digest = hashlib.sha256(json.dumps(ids, sort_keys=True).encode()).hexdigest()[:16]
 
     def encode(self, text: str | bytes) -> NDArray[np.int32]:
-        """Return the ids without special tokens around them; a long text is cut at line ends."""
-        content = text.decode(errors="replace") if isinstance(text, bytes) else text
+        """Return the ids without special tokens around them; a long text is cut at line ends.
+
+        Raises:
+            ValueError: if the tokenizer knows neither a part of the text nor an unknown token.
+        """
+        raw = text if isinstance(text, bytes) else _utf8(text)
+        content = raw.decode(errors="replace")
         parts = [np.zeros(0, np.int32)]
         start = 0
         while start < len(content):
             stop = start + CHUNK
             if stop < len(content):
                 stop = content.rfind("\n", start, stop) + 1 or stop
-            ids = self._backend.encode(content[start:stop], add_special_tokens=False).ids
+            with _explained(f"data.tokenizer={self.name!r}: cannot encode the text: "):
+                ids = self._backend.encode(content[start:stop], add_special_tokens=False).ids
             parts.append(np.asarray(ids, np.int32))
             start = stop
         return np.concatenate(parts)
@@ -177,24 +198,86 @@ def load_tokenizer(place: "str | Path | Location") -> Tokenizer:
     if place == "bytes":
         return ByteTokenizer()
     try:
-        file = _place(place) if isinstance(place, str) else place
-        content = (file / FILE if file.is_dir() else file).read_bytes().decode()
-        match json.loads(content):
+        content = _read(_place(place) if isinstance(place, str) else place)
+        match _parsed(content):
             case {"smt_ray": "bytes"}:
                 return ByteTokenizer()
             case {"smt_ray": "numbers", "vocabulary": int(vocabulary)}:
                 return NumberTokenizer(vocabulary)
-        return JsonTokenizer(content, masked(place))
+        return JsonTokenizer(content.decode(), masked(place))
     except (OSError, ValueError) as error:
         reason = masked(" ".join(str(error).split()))
-        rule = f"{reason}; give `bytes` or the path of a tokenizers JSON file"
-        raise ValueError(f"data.tokenizer={masked(place)!r}: {rule}") from error
+        raise ValueError(f"data.tokenizer={masked(place)!r}: {reason}; {MEND}") from error
 
 
 def _place(name: str) -> "Location":
     from smt_ray.data.storage import Location
 
     return Location.of(name)
+
+
+def _read(file: "Path | Location") -> bytes:
+    """Return the bytes of a tokenizer's file, or of the one in a directory."""
+    if not file.is_dir():
+        return file.read_bytes()
+    names = [found.name for found in (file.iterdir() if isinstance(file, Path) else file.files())]
+    if FILE not in names:
+        parts = [name for name in names if name.startswith(("vocab", "merges", "tokenizer"))]
+        has = f", only {', '.join(parts)}" if parts else ""
+        raise ValueError(f"a directory without {FILE}{has}")
+    return (file / FILE).read_bytes()
+
+
+def _parsed(content: bytes) -> Any:
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON ({_text_kind(content)})") from error
+
+
+def _json_kind(value: Any) -> str:
+    """Say what a JSON value that is no tokenizer looks like."""
+    if not isinstance(value, dict):
+        return f"it is a JSON {'list' if isinstance(value, list) else 'value'}"
+    if value and all(isinstance(index, int) for index in value.values()):
+        return f"it looks like a vocab.json of {len(value):,} token ids"
+    if value.keys() & {"tokenizer_class", "added_tokens_decoder", "model_max_length"}:
+        return "it looks like a tokenizer_config.json"
+    if value.keys() & {"architectures", "model_type"}:
+        return "it looks like the config.json of a model"
+    if value and all(name.endswith(("_token", "_tokens")) for name in value):
+        return "it looks like a special_tokens_map.json"
+    return "its `model` is no object" if "model" in value else "it has no `model`"
+
+
+def _text_kind(content: bytes) -> str:
+    """Say what bytes that are no JSON look like."""
+    head = content[:4096]
+    if not head.strip():
+        return "it is empty"
+    if head.startswith(b"#version"):
+        return "it looks like a merges.txt"
+    if b"<unk>" in head and head.startswith(b"\n"):
+        return "it looks like a SentencePiece .model"
+    if b"\0" in head:
+        return "it is binary"
+    if head.lstrip().startswith((b"{", b"[")):
+        return "it is truncated or damaged"
+    return "it is plain text, as vocab.txt or merges.txt are"
+
+
+def _utf8(text: str) -> bytes:
+    """Return UTF-8; half a surrogate pair becomes `?`."""
+    return text.encode(errors="replace")
+
+
+@contextmanager
+def _explained(prefix: str = "") -> Iterator[None]:
+    """Turn what the `tokenizers` library raises into a `ValueError` of one line."""
+    try:
+        yield
+    except Exception as error:  # it raises bare `Exception`s; only single calls of it stand here
+        raise ValueError(prefix + " ".join(str(error).split())) from error
 
 
 def _byte_lengths(
@@ -210,6 +293,4 @@ def _byte_lengths(
             lengths[index] = 1
         else:
             lengths[index] = len(name.replace("\u2581", " ").removeprefix("##").encode())
-    for added in spec.get("added_tokens", []):
-        lengths[added["id"]] = 0 if added["special"] else len(added["content"].encode())
     return lengths

@@ -141,6 +141,30 @@ def test_bad_bytes_stream_too():
     assert re.fullmatch("a\ufffd+b\ufffd", "".join(rnn.write("", 0)))
 
 
+@pytest.mark.parametrize("kind", ["bytes", "byte-level"])
+def test_a_prompt_that_is_no_utf8_is_written_on(tmp_path, kind):
+    if kind == "bytes":
+        model = export(tmp_path / "rnn")
+    else:
+        backend(kind).save(str(tmp_path / "tokenizer.json"))
+        tokenizer = load_tokenizer(str(tmp_path / "tokenizer.json"))
+        rnn = random_weights(ExportedRNN(MODEL, tokenizer.vocabulary, tokenizer))
+        save_rnn(rnn, Location.of(model := tmp_path / "rnn"), tokenizer)
+    prompt = os.fsdecode(b"a \xff")
+    written = job("generate", "--model", model, "--prompt", prompt, "--length", 20)
+    assert (written.returncode, written.stderr) == (0, "")
+    replaced = job("generate", "--model", model, "--prompt", "a ?", "--length", 20)
+    assert written.stdout == replaced.stdout != ""
+
+
+def test_a_terminal_that_knows_fewer_characters_gets_the_others_replaced(model):
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    arguments = ("--model", model, "--prompt", "x", "--length", 200, "--temperature", 5.0)
+    written = job("generate", *arguments, env=environment)
+    assert (written.returncode, written.stderr) == (0, "")
+    assert "?" in written.stdout
+
+
 def test_a_path_without_a_model_is_refused(tmp_path, model):
     message = refused(job("generate", "--model", tmp_path, "--prompt", "x"))
     assert f"model={tmp_path}: no config.json here; give the `rnn` directory of a run" in message

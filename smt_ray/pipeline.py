@@ -89,7 +89,8 @@ class Stages:
 
     def unfinished(self) -> dict[str, Location]:
         """Return the stages that are still to be made, and their places."""
-        marks = fingerprints(self.config)
+        content = self.settings["tokens"]["content"]  # as it was when the run began
+        marks = fingerprints(self.config, lambda _: content)
         places = {stage: place_of(self.storage, stage, mark) for stage, mark in marks.items()}
         return {stage: p for stage, p in places.items() if not (p / MANIFEST).exists()}
 

@@ -36,7 +36,12 @@ def label_bytes_to_write(config: RunConfig, place: Location | None) -> int:
 
 
 def plan(config: RunConfig) -> str:
-    """Describe what a run takes: parameters, label bytes, memory of a worker, CPUs, GPUs."""
+    """Describe what a run takes: parameters, label bytes, memory of a worker, CPUs, GPUs.
+
+    Raises:
+        ValueError: naming the field at fault, if the source cannot be read.
+    """
+    sources.check(config.data)
     vocabulary = sources.load_tokenizer_of(config.data).vocabulary
     counts, tokens = parameters(config, vocabulary), sources.size(config.data)
     runtime, gib = config.runtime, 2**30

@@ -33,10 +33,11 @@ def settings(
 ) -> dict[str, dict[str, Any]]:
     """Return the scientific settings that each stage adds to those of what it is made from.
 
-    `identity` looks at the whole source; who plans many runs at once need not look anew for each.
+    `identity` looks at every file of the source; who plans many runs at once need not look anew for
+    each.
     """
     return {
-        "tokens": on_texts(anonymous, asdict(config.data)) | {"content": identity(config.data)},
+        "tokens": on_texts(anonymous, _source(config.data)) | {"content": identity(config.data)},
         "teacher": {name: asdict(getattr(config, name)) for name in ("model", "loss", "teacher")},
         "labels": asdict(config.labels),
         "transition": asdict(config.transition) | _rnn(config),
@@ -46,6 +47,11 @@ def settings(
         "export": {},
         "evaluate": asdict(config.evaluation),
     }
+
+
+def _source(config: DataConfig) -> dict[str, Any]:
+    """Return a source's settings; its tokenizer counts by content, wherever it lies."""
+    return {name: value for name, value in asdict(config).items() if name != "tokenizer"}
 
 
 def _rnn(config: RunConfig) -> dict[str, Any]:

@@ -56,7 +56,13 @@ class DataConfig:
     """`stdlib` (the Python library's own source text), a path, glob or URI of .txt, .jsonl,
     .parquet or .npy files, `hf:NAME` (a Hugging Face data set or a directory with one),
     `task:NAME` (retrieval, copy, stack, keysvalues, modular, parity), or `pixels:NAME` (digits, or
-    the path of an IDX file of images)."""
+    the path of an IDX file of images). .txt and .jsonl may be .gz or .zst. Names that begin with a
+    dot are no data, unless the glob names the dot; nor are the directories `__MACOSX`,
+    `_temporary` and `_delta_log`."""
+    subset: str = ""
+    """Subset (configuration) of an `hf:` data set that has several."""
+    revision: str = ""
+    """Branch, tag or commit of an `hf:` data set on the hub; its main branch unless given."""
     tokenizer: str = "bytes"
     """`bytes` (vocabulary 256) or the path of a Hugging Face `tokenizers` JSON file."""
     sequence_length: int = 128
@@ -73,6 +79,10 @@ class DataConfig:
     def __post_init__(self) -> None:
         """Check every field."""
         require(bool(self.source), "data.source", repr(self.source), "must not be empty")
+        for name in ("subset", "revision"):
+            rule = f"is for hf: sources, not {self.source!r}; leave it out"
+            given = getattr(self, name)
+            require(not given or self.source.startswith("hf:"), f"data.{name}", repr(given), rule)
         at_least(2, "data", self, "sequence_length")
         ok = 0 < self.validation_fraction <= 0.5
         require(ok, "data.validation-fraction", self.validation_fraction, "must be in (0, 0.5]")

@@ -1,18 +1,32 @@
 """Files as a source: finding them, splitting them into train and validation, cutting big ones."""
 
+import glob
 import itertools
+import logging
+import os
+import re
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path, PurePosixPath
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import pyarrow as pa
 
 from smt_ray.config import DataConfig
 from smt_ray.data import pieces
-from smt_ray.data.formats import FORMATS, Document, Format, format_of
+from smt_ray.data.content import digests
+from smt_ray.data.formats import FORMATS, Document, Format
+from smt_ray.data.packed import format_of
 from smt_ray.data.pieces import Piece, Weighted, draw
 from smt_ray.data.storage import Location
 
 INSTALLED = {"site-packages", "dist-packages"}  # inside the standard library, but not of it
+LEFTOVERS = {"__MACOSX", "_temporary", "_delta_log"}  # what archives, Spark and Delta leave
+
+NAMED = 5  # files passed over that are named
+
+logger = logging.getLogger(__name__)
 
 
 def file_pieces(config: DataConfig) -> dict[str, list[Weighted]]:
@@ -28,7 +42,8 @@ def file_pieces(config: DataConfig) -> dict[str, list[Weighted]]:
     if config.source != "stdlib":
         unknown = next((path for path in paths if not format_of(path)), None)
         if unknown:
-            raise ValueError(f"{unknown}: unknown kind of file; give one of {kinds}")
+            rule = f"give one of {kinds}, or .txt and .jsonl as .gz or .zst"
+            raise ValueError(f"{unknown}: unknown kind of file; {rule}")
     with ThreadPoolExecutor(16) as pool:  # one request a file on remote storage
         sizes = pool.map(lambda path: _format(config, path).measure(_file(config, path)), paths)
         measured = [(path, *size) for path, size in zip(paths, sizes, strict=True) if size[0]]
@@ -57,7 +72,29 @@ def read_files(parts: tuple[Piece, ...], config: DataConfig) -> Iterator[Documen
     for piece in parts:
         file = _file(config, piece.path)
         reader = _format(config, piece.path)
-        yield from reader.read(file, piece.start, piece.stop, config.text_field)
+        try:
+            yield from reader.read(file, piece.start, piece.stop, config.text_field)
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"{file}: cannot be read ({error})") from error
+
+
+def file_contents(config: DataConfig, paths: Iterable[str]) -> dict[str, str]:
+    """Return a digest of the content of each of the source's files, by its path."""
+    found = sorted(set(paths))
+    return dict(zip(found, digests(_file(config, path) for path in found), strict=True))
+
+
+def say_passed_over(config: DataConfig) -> None:
+    """Log how many files of a directory are of no kind that is read."""
+    if config.source == "stdlib":
+        return
+    base, pattern = _base(config)
+    if pattern or not base.is_dir():
+        return
+    names = [path[len(base.path) + 1 :] for path in listed(base, "") if not format_of(path)]
+    if names:
+        some = ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
+        logger.info("%s: %d files of other kinds passed over (%s)", base, len(names), some)
 
 
 def _library() -> Location:
@@ -71,7 +108,9 @@ def _file(config: DataConfig, path: str) -> Location:
 
 
 def _format(config: DataConfig, path: str) -> Format:
-    return FORMATS[".txt"] if config.source == "stdlib" else FORMATS[PurePosixPath(path).suffix]
+    kind = FORMATS[".txt"] if config.source == "stdlib" else format_of(path)
+    assert kind, f"{path} was planned without a format"
+    return kind
 
 
 def _base(config: DataConfig) -> tuple[Location, str]:
@@ -79,9 +118,12 @@ def _base(config: DataConfig) -> tuple[Location, str]:
     parts = config.source.split("/")
     remote = "://" in config.source
     wild = set("*[" if remote else "*?[")
-    if not remote and Path(config.source).exists():
-        wild = set()
-    first = next((n for n, part in enumerate(parts) if wild & set(part)), len(parts))
+
+    def is_wild(n: int) -> bool:
+        there = not remote and Path("/".join(parts[: n + 1])).exists()
+        return bool(wild & set(parts[n])) and not there
+
+    first = next((n for n in range(len(parts)) if is_wild(n)), len(parts))
     return Location.of("/".join(parts[:first]) or "/"), "/".join(parts[first:])
 
 
@@ -92,15 +134,67 @@ def _find(config: DataConfig) -> list[str]:
         names = (file.path[len(root.path) + 1 :] for file in root.files(".py", recursive=True))
         return [name for name in names if INSTALLED.isdisjoint(name.split("/"))]
     base, pattern = _base(config)
-    if pattern:
+    if not pattern and not base.is_dir():
+        return [base.path] if base.exists() else []
+    found = [path for path in listed(base, pattern) if pattern or format_of(path)]
+    strange = next((path for path in found if path != path.encode(errors="replace").decode()), None)
+    if strange:
+        raise ValueError(f"{strange!r}: the name is not UTF-8; rename it")
+    return found
+
+
+def listed(base: Location, pattern: str) -> list[str]:
+    """Return the files below a directory that match a pattern (all if it is empty), sorted.
+
+    Names that begin with a dot are left out unless a part of the pattern begins with one, too.
+    """
+    root = base.path.rstrip("/")
+    if base.is_local:
+        found = _walk(root, pattern)
+    elif pattern:
         from fsspec.implementations.arrow import ArrowFSWrapper
 
-        system = ArrowFSWrapper(base.filesystem)
-        found = system.glob(f"{base.path.rstrip('/')}/{pattern}", detail=True)
-        return sorted(path for path, info in found.items() if info["type"] == "file")
-    if base.is_dir():
-        return [file.path for file in base.files(recursive=True) if format_of(file.path)]
-    return [base.path] if base.exists() else []
+        matches = ArrowFSWrapper(base.filesystem).glob(
+            f"{glob.escape(root)}/{pattern}", detail=True
+        )
+        found = (path for path, info in matches.items() if info["type"] == "file")
+    else:
+        found = (file.path for file in base.files(recursive=True))
+    return sorted(path for path in found if _is_data(path[len(root) + 1 :], pattern))
+
+
+def _walk(root: str, pattern: str) -> Iterator[str]:
+    """Yield a local directory's files, each directory once: links to directories may form rings."""
+    from fsspec.utils import glob_translate
+
+    matches = re.compile(glob_translate(pattern or "**")).match
+    depth = float("inf") if "**" in pattern or not pattern else pattern.count("/")
+    seen: set[str] = set()
+    for place, folders, names in os.walk(root or "/", followlinks=True, onerror=_fail):
+        inside = place[len(root) :].strip("/")
+        real = os.path.realpath(place)
+        new = real not in seen
+        seen.add(real)
+        deeper = new and len(Path(inside).parts) < depth
+        folders[:] = sorted(folder for folder in folders if deeper and _is_data(folder, pattern))
+        for name in names if new else ():
+            path = f"{inside}/{name}" if inside else name
+            if matches(path) and os.path.isfile(f"{root}/{path}"):
+                yield f"{root}/{path}"
+
+
+def _fail(error: OSError) -> None:
+    raise error
+
+
+def _is_data(name: str, pattern: str) -> bool:
+    """Return whether no part of a relative name is hidden or left over, unless it is asked for."""
+    asked = [part for part in pattern.split("/") if part.startswith((".", "_"))]
+    return not any(
+        (part.startswith(".") or part in LEFTOVERS)
+        and not any(fnmatchcase(part, other) for other in asked)
+        for part in name.split("/")
+    )
 
 
 def _held_out(config: DataConfig, paths: list[str]) -> set[str]:

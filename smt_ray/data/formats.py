@@ -1,14 +1,14 @@
 """The kinds of files that documents are read from: how each is measured, cut and read.
 
 A place inside a file is counted in bytes (text, .jsonl), rows (.parquet) or tokens (.npy). Errors
-are `ValueError`s that name the file; the caller adds the configuration's field.
+are `ValueError`s that name the file, and the line where there is one; the caller adds the
+configuration's field.
 """
 
 import io
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from pathlib import PurePosixPath
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -16,7 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from smt_ray.data import pieces
 from smt_ray.data.storage import Location
+from smt_ray.data.unicode import last_character, unmarked
 
 BLOCK = 1 << 16  # bytes searched at once for the start of a line
 BATCH_ROWS = 1024
@@ -53,10 +55,11 @@ class Text(Format):
         return file.size(), 1.0
 
     def cut(self, file: Location, near: int, cheap: bool) -> int:
-        """Search backwards for the end of a line."""
+        """Search backwards for the end of a line, for a cheap place at most a unit of work far."""
+        floor = max(0, near - pieces.UNIT_BYTES) if cheap else 0
         with file.open() as handle:
             stop = near
-            while stop > 0:
+            while stop > floor:
                 start = max(0, stop - BLOCK)
                 handle.seek(start)
                 block = handle.read(stop - start + 1)
@@ -64,37 +67,58 @@ class Text(Format):
                 if line > 0:
                     return start + line
                 if not self.lines_only:
-                    head = block.rstrip(bytes(range(0x80, 0xC0)))  # inner bytes of a character
-                    return start + max(0, len(head) - 1)
+                    return start + last_character(block)
                 stop = start
         return 0
 
     def read(self, file: Location, start: int, stop: int, field: str) -> Iterator[Document]:
-        """Yield the range."""
-        yield _bytes(file, start, stop)
+        """Yield the range's documents.
+
+        Raises:
+            ValueError: if the file is no UTF-8 text.
+        """
+        with file.open() as handle:
+            handle.seek(start)
+            content = handle.read(stop - start)
+        if start == 0:
+            content = unmarked(content, file)
+        yield from self.documents(content, field, lambda line: _line_of(file, start, line))
+
+    def documents(
+        self, content: bytes, field: str, place: Callable[[int], str]
+    ) -> Iterator[Document]:
+        """Yield the documents of whole lines; `place` names the file and line of the n-th."""
+        yield content
 
 
 class JsonLines(Text):
-    """One JSON object a line, its text in one field."""
+    """One JSON object a line, its text in one field; null is left out."""
 
     lines_only = True
 
-    def read(self, file: Location, start: int, stop: int, field: str) -> Iterator[Document]:
+    def documents(
+        self, content: bytes, field: str, place: Callable[[int], str]
+    ) -> Iterator[Document]:
         """Yield the field of every line that is not blank.
 
         Raises:
             ValueError: if a line is no JSON object, or its field is missing or no text.
         """
-        for line in io.BytesIO(_bytes(file, start, stop)):
+        for number, line in enumerate(io.BytesIO(content)):
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{file}: a line is not JSON ({error})") from error
-            if not isinstance(row, dict) or not isinstance(row.get(field), str):
-                raise no_text(file, field, row if isinstance(row, dict) else ())
-            yield row[field]
+            except (ValueError, RecursionError) as error:
+                at = f", column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
+                reason = getattr(error, "msg", error)
+                raise ValueError(f"{place(number)}{at}: not JSON ({reason})") from error
+            columns = row if isinstance(row, dict) else {}
+            text = columns.get(field)
+            if isinstance(text, str):
+                yield text
+            elif text is not None or field not in columns:
+                raise no_text(place(number), field, columns)
 
 
 class Parquet(Format):
@@ -124,8 +148,12 @@ class Parquet(Format):
         with file.open() as handle:
             table = _parquet(file, handle)
             kinds = {column.name: column.type for column in table.schema_arrow}
-            kind = kinds.get(field, pa.null())
-            if not (_is_text(kind) or (pa.types.is_dictionary(kind) and _is_text(kind.value_type))):
+            kind = kinds.get(field)
+            if kind == pa.null():  # a part of a data set in which no row has a text
+                return
+            if kind is None or not (
+                _is_text(kind) or (pa.types.is_dictionary(kind) and _is_text(kind.value_type))
+            ):
                 raise no_text(file, field, kinds)
             starts = _group_starts(table)
             groups = [
@@ -167,28 +195,33 @@ FORMATS: dict[str, Format] = {
 }
 
 
-def format_of(path: str) -> Format | None:
-    """Return the format of a file by the end of its name; None if it is of no known kind."""
-    return FORMATS.get(PurePosixPath(path).suffix)
+def no_text(place: object, field: str, columns: Mapping[str, object]) -> ValueError:
+    """Return the error for a missing column of text.
 
-
-def no_text(place: object, field: str, columns: Any) -> ValueError:
-    """Return the error for a missing column of text; it lists the columns that are there."""
+    It lists the columns that are there; `columns` holds the value or type of each.
+    """
     there = ", ".join(sorted(columns)) or "none"
-    return ValueError(f"{place}: no text in data.text-field={field!r}; its columns: {there}")
+    held = columns.get(field)
+    kind = held if isinstance(held, pa.DataType) else type(held).__name__
+    but = f" (it holds {kind})" if field in columns else ""
+    return ValueError(f"{place}: no text in data.text-field={field!r}{but}; its columns: {there}")
 
 
-def _bytes(file: Location, start: int, stop: int) -> bytes:
+def _line_of(file: Location, start: int, line: int) -> str:
+    """Name the n-th line (from 0) of what begins at `start`; the lines before it are counted."""
     with file.open() as handle:
-        handle.seek(start)
-        return handle.read(stop - start)
+        while start > 0:
+            block = handle.read(min(start, BLOCK))
+            start -= len(block)
+            line += block.count(b"\n")
+    return f"{file}, line {line + 1}"
 
 
 def _parquet(file: Location, handle: BinaryIO) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(handle)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{file}: truncated or not Parquet") from error
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{file}: truncated or not Parquet ({error})") from error
 
 
 def _group_starts(table: pq.ParquetFile) -> list[int]:

@@ -8,7 +8,7 @@ digits or those of one IDX file (the format of MNIST), plain or gzip.
 import gzip
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from smt_ray.config import DataConfig
 from smt_ray.data import pieces
+from smt_ray.data.content import digests
 from smt_ray.data.packer import Examples
 from smt_ray.data.pieces import Piece, Weighted
 from smt_ray.data.storage import Location
@@ -87,6 +88,12 @@ def images_of(config: DataConfig) -> Images:
     if not packed and file.size() < HEADER.size + images.count * images.pixels:
         raise ValueError(f"{file}: truncated; its header promises {images.count} images")
     return images
+
+
+def pixel_contents(config: DataConfig, paths: Iterable[str]) -> dict[str, str]:
+    """Return a digest of the file of images, by its path; the digits do not change."""
+    file = images_of(config).file
+    return dict.fromkeys(paths, digests([file])[0] if file else "")
 
 
 def pixel_vocabulary(config: DataConfig) -> int:

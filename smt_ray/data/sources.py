@@ -7,24 +7,28 @@ it. Text is documents, cut into windows; tasks and images are examples with targ
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from smt_ray.config import DataConfig, masked, require_unmasked
-from smt_ray.data.files import file_pieces, read_files
+from smt_ray.data.artifacts import FORMAT
+from smt_ray.data.files import file_contents, file_pieces, read_files, say_passed_over
 from smt_ray.data.formats import Document
-from smt_ray.data.hub import hub_pieces, read_hub
+from smt_ray.data.hub import hub_contents, hub_pieces, read_hub
 from smt_ray.data.packer import ExamplePacker, Examples, Packer, WindowPacker
 from smt_ray.data.pieces import Piece, Weighted, groups
 from smt_ray.data.pixels import (
     DIGITS,
     check_pixels,
     images_of,
+    pixel_contents,
     pixel_pieces,
     pixel_vocabulary,
     read_pixels,
@@ -53,12 +57,13 @@ class Kind:
     """How sources whose names begin with `prefix` are cut and read.
 
     `pieces` returns each split's; `read` yields what some of a split's hold, its last argument says
-    whether that is validation.
+    whether that is validation; `contents` returns a digest of what is behind each piece's path.
     """
 
     prefix: str
     pieces: Callable[[DataConfig], dict[str, list[Weighted]]]
     read: Callable[[tuple[Piece, ...], DataConfig, bool], Iterator[Any]]
+    contents: Callable[[DataConfig, Iterable[str]], dict[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +75,16 @@ class ExampleKind(Kind):
 
 
 KINDS = (
-    ExampleKind("task:", task_pieces, read_task, task_vocabulary, check_task),
-    ExampleKind("pixels:", pixel_pieces, read_pixels, pixel_vocabulary, check_pixels),
-    Kind("hf:", hub_pieces, read_hub),
-    Kind("", file_pieces, lambda parts, config, validation: read_files(parts, config)),
-)
+    ExampleKind(
+        "task:", task_pieces, read_task, lambda _, paths: dict.fromkeys(paths, ""),
+        task_vocabulary, check_task,
+    ),
+    ExampleKind(
+        "pixels:", pixel_pieces, read_pixels, pixel_contents, pixel_vocabulary, check_pixels
+    ),
+    Kind("hf:", hub_pieces, read_hub, hub_contents),
+    Kind("", file_pieces, lambda parts, config, _: read_files(parts, config), file_contents),
+)  # fmt: skip
 
 
 def resolve(config: DataConfig) -> DataConfig:
@@ -161,10 +171,14 @@ def check(config: DataConfig) -> None:
     if isinstance(kind, ExampleKind):
         with _explained(config):
             kind.check(resolve(config))
+    if not kind.prefix:
+        with _explained(config):
+            say_passed_over(resolve(config))
     for split, units in plan(config).items():
         pieces = [piece for unit in units for piece in unit.pieces]
         # A token covers a byte or more; the rows of a compressed file and shards tell nothing.
-        if not kind.prefix and not any(p.path.endswith(".parquet") for p in pieces):
+        packed = any(p.path.lower().endswith((".parquet", ".gz", ".zst")) for p in pieces)
+        if not kind.prefix and not packed:
             most = sum(p.stop - p.start + 1 for p in pieces) - 1
             if most <= config.sequence_length:
                 raise too_short(config, split, most)
@@ -184,13 +198,31 @@ def image_shape(config: DataConfig) -> tuple[int, int]:
 
 
 def identity(config: DataConfig) -> str:
-    """Return a digest of which pieces the source has and of their lengths, not of their content."""
-    pieces = [
-        (split, piece.path if config.source == "stdlib" else piece.path.rsplit("/", 1)[-1],
-         piece.start, piece.stop)
-        for split, units in plan(config).items() for unit in units for piece in unit.pieces
+    """Return a digest of the source's pieces, of their content, and of the tokenizer's."""
+    units = [unit for group in plan(config).values() for unit in group]
+    return _digest(unit_marks(config, units, load_tokenizer_of(config)))
+
+
+def unit_marks(config: DataConfig, units: Iterable[Unit], tokenizer: Tokenizer) -> list[str]:
+    """Return a digest of all that decides what each unit's shards hold.
+
+    Names count from where the source begins, so that a source may be found by another way there.
+    """
+    units = list(units)
+    paths = {piece.path for unit in units for piece in unit.pieces}
+    with _explained(config):
+        contents = _kind(config).contents(resolve(config), paths)
+    root = os.path.commonpath([os.path.dirname(path) for path in paths] or [""])
+    names = {path: path[len(root) :] for path in paths}
+    fields = {k: v for k, v in asdict(config).items() if k not in {"source", "tokenizer"}}
+    settings = (FORMAT, sorted(fields.items()), _kind(config).prefix, tokenizer.digest)
+    return [
+        _digest((settings, unit.index, unit.split, [
+            (names[piece.path], contents[piece.path], piece.start, piece.stop)
+            for piece in unit.pieces
+        ]))
+        for unit in units
     ]  # fmt: skip
-    return hashlib.sha256(repr(pieces).encode()).hexdigest()[:16]
 
 
 def size(config: DataConfig) -> int:
@@ -221,8 +253,12 @@ def _explained(config: DataConfig) -> Iterator[None]:
     """Put the source's field in front of what went wrong in reading it, unless another is named."""
     try:
         yield
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, pa.ArrowException) as error:
         raise _error(config, error) from error
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(repr(value).encode()).hexdigest()[:16]
 
 
 def _kind(config: DataConfig) -> Kind:

@@ -211,7 +211,7 @@ ERRORS = {
     "bad.parquet": "bad.parquet: truncated or not Parquet",
     "other.parquet": "no text in data.text-field='text'; its columns: n, story",
     "other.jsonl": "no text in data.text-field='text'; its columns: n, story",
-    "bad.jsonl": "a line is not JSON",
+    "bad.jsonl": "bad.jsonl, line 1, column 2: not JSON",
     "square.npy": r"shape \(2, 3\), int64; it must be one axis of integers",
     "hf:set": "no text in data.text-field='text'; its columns: story",
     "hf:nowhere/at-all": "nowhere/at-all",
@@ -282,3 +282,63 @@ def test_bad_tokenizer_names_its_field(tmp_path, content):
     ) as caught:
         load_tokenizer(str(tmp_path / "t.json"))
     assert "\n" not in str(caught.value)
+
+
+LOOKS = {
+    "vocab.json": ('{"model": 19849, "a": 1}', "it looks like a vocab.json of 2 token ids"),
+    "tokenizer_config.json": ('{"tokenizer_class": "X"}', "it looks like a tokenizer_config.json"),
+    "config.json": ('{"model_type": "gpt2"}', "it looks like the config.json of a model"),
+    "map.json": ('{"eos_token": "x"}', "it looks like a special_tokens_map.json"),
+    "merges.txt": ("#version: 0.2\na b\n", "not JSON (it looks like a merges.txt)"),
+    "vocab.txt": ("[PAD]\n[UNK]\nthe\n", "not JSON (it is truncated or damaged)"),
+    "words.txt": ("the\nof\n", "not JSON (it is plain text, as vocab.txt or merges.txt are)"),
+    "t.model": ("\n\x0e\n\x05<unk>\x15\0\0", "not JSON (it looks like a SentencePiece .model)"),
+    "cut.json": ('{"model": {"type"', "not JSON (it is truncated or damaged)"),
+    "empty.json": ("", "not JSON (it is empty)"),
+    "deep.json": ("[" * 200_000, "not JSON ("),
+    "text.json": ('{"model": "BPE"}', "its `model` is no object"),
+    "odd.json": ('{"model": {"type": "Odd"}}', "data did not match any variant"),
+    "none.json": ('{"model": {"type": "BPE", "vocab": {}, "merges": []}}', "it has 0 tokens"),
+}
+
+
+@pytest.mark.parametrize("name", LOOKS)
+def test_what_is_no_tokenizer_is_called_what_it_looks_like(tmp_path, name):
+    content, looks = LOOKS[name]
+    (tmp_path / name).write_bytes(content.encode())
+    with pytest.raises(
+        ValueError, match=r"^data.tokenizer='.*': .*; give `bytes` or the path of "
+    ) as caught:
+        load_tokenizer(str(tmp_path / name))
+    assert looks in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_directory_of_a_tokenizer_needs_its_json(tmp_path, byte_level):
+    for name in ("vocab.json", "merges.txt", "config.json"):
+        (tmp_path / name).write_text("{}")
+    rule = r": a directory without tokenizer.json, only merges.txt, vocab.json; give `bytes` or"
+    with pytest.raises(ValueError, match=rule):
+        load_tokenizer(str(tmp_path))
+    byte_level.rename(tmp_path / "tokenizer.json")
+    assert load_tokenizer(str(tmp_path)).encode("x").size
+
+
+def test_text_that_a_tokenizer_has_no_token_for_is_one_line(tmp_path):
+    model = {"type": "WordLevel", "vocab": {"a": 0, "b": 1}, "unk_token": "[UNK]"}
+    (tmp_path / "t.json").write_text(json.dumps({"version": "1.0", "model": model}))
+    write(tmp_path / "all.txt", TEXTS)
+    config = DataConfig(source=str(tmp_path / "all.txt"), tokenizer=str(tmp_path / "t.json"))
+    rule = r"^data.tokenizer='.*t.json': cannot encode the text: WordLevel error: Missing \[UNK\]"
+    with pytest.raises(ValueError, match=rule):
+        load_tokenizer(config.tokenizer).encode("c")
+
+
+def test_half_a_surrogate_pair_is_replaced_alike_by_all_tokenizers(tmp_path, byte_level):
+    rows = [r'{"text": "cut \ud83d"}', r'{"text": "whole \ud83d\ude00"}'] * 20
+    (tmp_path / "all.jsonl").write_text("\n".join(rows))
+    texts = documents(DataConfig(source=str(tmp_path / "all.jsonl")))["train"][:2]
+    for name in ("bytes", str(byte_level)):
+        tokenizer = load_tokenizer(name)
+        found = [tokenizer.decode(tokenizer.encode(text)) for text in texts]
+        assert found == ["cut ?", "whole \U0001f600"]

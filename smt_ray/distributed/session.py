@@ -1,12 +1,11 @@
 """The Ray session of a run, and what must hold before any work starts on it."""
 
 import logging
-import os
+import re
 import uuid
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import ray
 from ray.util import placement_group, remove_placement_group
@@ -14,7 +13,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from smt_ray.config import RunConfig, RuntimeConfig, masked
 from smt_ray.data.storage import Location
+from smt_ray.distributed.address import cluster_address
 from smt_ray.distributed.interruption import end_ray_at_exit, shielded
+from smt_ray.distributed.local import join, start, usable_cpus
 from smt_ray.distributed.weights_and_biases import check_wandb
 
 logger = logging.getLogger(__name__)
@@ -61,21 +62,20 @@ def connect(runtime: RuntimeConfig, runs: int = 1) -> None:
     """Join the cluster that this machine belongs to, or start one here for `runs` runs at once.
 
     Logical CPUs of a cluster started here may exceed the cores: its workers set their own threads.
+
+    Raises:
+        ValueError: in one line, if the cluster cannot be joined or none can be started.
     """
     if ray.is_initialized():
         return
     _quiet_ray()
-    cpus = max(os.cpu_count() or 1, runs * cpus_needed(runtime))
-    # Processes that Ray starts at once, the cores by default; it warns of four times as many.
-    at_once = cpus + 4 * runs
-    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(at_once))
-    settings: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    address = cluster_address()
     with shielded():
-        try:
-            ray.init(num_cpus=cpus, include_dashboard=False, **settings)
+        if address:
+            join(address)
+        else:
+            start(max(usable_cpus(), runs * cpus_needed(runtime)), runs)
             end_ray_at_exit()
-        except ValueError:  # a cluster is there already: it has its own number of CPUs
-            ray.init(**settings)
 
 
 def beside_driver() -> NodeAffinitySchedulingStrategy:
@@ -86,10 +86,15 @@ def beside_driver() -> NodeAffinitySchedulingStrategy:
 def _quiet_ray() -> None:
     """Keep all but errors of Ray's libraries off the terminal; its session's files have all."""
     import ray.data  # sets its logger up
+    from ray._private.ray_logging import stdout_deduplicator
 
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setLevel(logging.ERROR)
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    # A cluster says so again and again where more run than it has cores; RAY_DEDUP_LOGS_SKIP_REGEX
+    # would have to be set before Ray is imported.
+    stdout_deduplicator.skip_re = re.compile("worker processes have been started")
     ray.data.DataContext.get_current().enable_progress_bars = False
     warnings.filterwarnings("ignore", module=r"ray\.data")
 

@@ -20,6 +20,7 @@ from smt_ray.data.storage import Location
 from smt_ray.distributed import interruption
 from smt_ray.distributed.claims import claimed
 from smt_ray.distributed.interruption import Stopped
+from smt_ray.distributed.local import usable_cpus
 from smt_ray.distributed.monitor import stop_trainings
 from smt_ray.distributed.session import check_storage, connect, cpus_needed, gpus_needed, preflight
 from smt_ray.evaluation.leaderboard import csv_text, sweep_page
@@ -213,7 +214,7 @@ class Sweep:
         """
         asked = self.options.concurrent
         busy = max(runtime.workers, runtime.gangs * runtime.gang_ranks) * runtime.threads
-        connect(runtime, asked or max(1, (os.cpu_count() or 1) // busy))
+        connect(runtime, asked or max(1, usable_cpus() // busy))
         preflight(self.run_config)
         room = slots(ray.cluster_resources(), runtime)
         if asked > room:

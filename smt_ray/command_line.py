@@ -14,10 +14,9 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
 
 import tyro
-import yaml
 
 from smt_ray.config import RunConfig, leaves, masked
-from smt_ray.data.storage import Location
+from smt_ray.data.fields import read_fields
 from smt_ray.distributed.interruption import handled
 from smt_ray.presets import PRESETS
 
@@ -51,6 +50,8 @@ def parse_run(
 ) -> Run:
     """Parse `[PRESET] [--config FILE] [--FIELD VALUE ...]`.
 
+    The preset may be named by the first argument, by --preset or by the file.
+
     Args:
         arguments: the words of the command line.
         description: what the job does, for --help.
@@ -64,11 +65,10 @@ def parse_run(
         ValueError: in one line, for an unknown preset, file, flag or a bad value.
     """
     arguments = _expanded(arguments, short or {})
-    name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "tiny"
-    if name not in PRESETS:
-        raise ValueError(f"preset={name!r}: must be one of {', '.join(PRESETS)}")
+    first = arguments.pop(0) if arguments and not arguments[0].startswith("-") else ""
     file = value_of(arguments, "--config")
-    values = _read_yaml(file) if file else {}
+    values = read_fields(file, "config", "model: {width: 64}") if file else {}
+    name = _preset_of(first, value_of(arguments, "--preset"), file, values.get("preset"))
     base = preset(name, **_given(arguments, values)).update(values)
     lines = [f"  {name}: {make.__doc__}" for name, make in PRESETS.items()]
     text = f"{description}\n\nThe first argument may name a PRESET (default tiny):\n" + "\n".join(
@@ -120,6 +120,20 @@ def reported(advice: str = "") -> Iterator[None]:
         raise SystemExit(2) from None
 
 
+def _preset_of(first: str, flag: str, file: str, value: object) -> str:
+    """Return the name of the preset, wherever it is given; `tiny` where it is not."""
+    given = {"the first argument": first, "--preset": flag, f"config={file}": value}
+    names = {place: name for place, name in given.items() if name}
+    for place, name in names.items():
+        if name not in PRESETS:
+            where = f", in {place}" if place.startswith("config") else ""
+            raise ValueError(f"preset={name!r}{where}: must be one of {', '.join(PRESETS)}")
+    if len(set(names.values())) > 1:
+        said = ", ".join(f"{name} by {place}" for place, name in names.items())
+        raise ValueError(f"preset: is {said}; give one of them")
+    return str(next(iter(names.values()), "tiny"))
+
+
 def _flags(options: object) -> list[str]:
     return [name.removeprefix("run.") for name in leaves(options)]
 
@@ -163,18 +177,6 @@ def _given(arguments: Sequence[str], values: Mapping[str, object]) -> dict[str, 
     if str(length).isdecimal():
         given["sequence_length"] = int(str(length))
     return given
-
-
-def _read_yaml(file: str) -> dict[str, object]:
-    try:
-        values = yaml.safe_load(Location.of(file).read_text())
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"config={file}: cannot be read ({' '.join(str(error).split())})"
-        ) from error
-    if not isinstance(values, dict):
-        raise ValueError(f"config={file}: must hold fields, as `model: {{width: 64}}`")
-    return values
 
 
 def _first_line(box: str) -> str:

@@ -43,20 +43,46 @@ def build(cls: Any, values: Any, prefix: str) -> Any:
 
 
 def _coerce(kind: Any, value: Any, name: str) -> Any:
-    """Return `value` as `kind`; an integer becomes a float where a float is asked for."""
+    """Return `value` as `kind`: a number also of its text, a whole one also of 64.0."""
+    if isinstance(value, Mapping):
+        raise ValueError(
+            f"{name}: is a single value, it has no fields such as {next(iter(value), '')!r}"
+        )
     if typing.get_origin(kind) is Literal:
         choices = typing.get_args(kind)
+        value = _number(int, value) if type(choices[0]) is int else value
         known = any(value == choice and type(value) is type(choice) for choice in choices)
         require(known, name, repr(value), f"must be one of {', '.join(map(str, choices))}")
         return value
-    if kind is float and type(value) is int:
-        return float(value)
-    if isinstance(value, Mapping):
-        raise ValueError(
-            f"{name}: is a single value, it has no fields such as {next(iter(value))!r}"
-        )
-    require(type(value) is kind, name, repr(value), f"must be of type {kind.__name__}")
+    if kind in {int, float}:
+        value = _number(kind, value)
+    require(type(value) is kind, name, repr(value), _WANTED[kind])
     return value
+
+
+_WANTED = {
+    bool: "must be true or false",
+    int: "must be a whole number",
+    float: "must be a number",
+    str: "must be text; put it in quotes",
+}
+
+
+def _number(kind: Any, value: Any) -> Any:
+    """Return an obvious number as one of `kind`, anything else as it is."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return value
+    try:
+        if kind is float:
+            return float(value)
+        number: float = value if not isinstance(value, str) else _parsed(value)
+        return int(number) if number == int(number) else value
+    except (ValueError, OverflowError):
+        return value
+
+
+def _parsed(text: str) -> float:
+    return float(text) if set(text.lower()) & {".", "e"} else int(text)
 
 
 def leaves(config: Any, prefix: str = "") -> dict[str, Any]:

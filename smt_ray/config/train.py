@@ -1,5 +1,6 @@
 """How one stage is optimised."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -47,6 +48,8 @@ class TrainConfig:
         for name in ("learning_rate", "clip_norm"):
             value = getattr(self, name)
             require(value > 0, f"{prefix}.{flag(name)}", value, "must be > 0")
+        finite = self.learning_rate < math.inf  # no norm is clipped by an infinite one
+        require(finite, f"{prefix}.learning-rate", self.learning_rate, "must be finite")
         for name in ("warmup_fraction", "beta1", "beta2"):
             value = getattr(self, name)
             require(value < 1, f"{prefix}.{flag(name)}", value, "must be < 1")

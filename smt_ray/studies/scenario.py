@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from smt_ray.config import RunConfig
 from smt_ray.data import sources
-from smt_ray.data.storage import Location
+from smt_ray.data.fields import read_fields
 from smt_ray.presets import PRESETS
 from smt_ray.studies.measurements import ORDER
 
@@ -60,13 +58,9 @@ def read_plan(file: str, run: RunConfig) -> Plan:
     Raises:
         ValueError: in one line that names the file, the key and the mend.
     """
-    try:
-        values = yaml.safe_load(Location.of(file).read_text())
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        problem = " ".join(str(error).split())
-        raise ValueError(f"cost={file}: cannot be read ({problem})") from error
-    if not isinstance(values, dict) or "tokens" not in values:
-        raise ValueError(f"cost={file}: must hold at least `tokens: 1.0e+9`")
+    values = read_fields(file, "cost", "tokens: 1e9")
+    if "tokens" not in values:
+        raise ValueError(f"cost={file}: must hold at least `tokens: 1e9`")
     try:
         return _plan({str(key).replace("-", "_"): value for key, value in values.items()}, run)
     except ValueError as error:
@@ -122,7 +116,7 @@ def _mapping(values: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def _number(key: str, value: Any) -> float:
-    """Return a positive number; YAML takes 1e9, without a point and a sign, for text."""
+    """Return a positive number, also of one in quotes."""
     try:
         number = float(value)
     except (TypeError, ValueError):

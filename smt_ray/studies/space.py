@@ -13,10 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from smt_ray.config import RunConfig, leaves, masked
-from smt_ray.data.storage import Location
+from smt_ray.data.fields import read_fields
 
 Fields = dict[str, Any]
 """Dotted fields with the values that one trial gives them."""
@@ -189,13 +187,7 @@ def _value(field: str, kind: Any, text: str) -> Any:
 
 def _read(file: str) -> Iterator[tuple[str, Any]]:
     """Yield the dotted fields of a YAML file, nested or not."""
-    try:
-        values = yaml.safe_load(Location.of(file).read_text())
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        problem = " ".join(str(error).split())
-        raise ValueError(f"space-file={file}: cannot be read ({problem})") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"space-file={file}: must hold fields, as `model.width: [32, 64]`")
+    values = read_fields(file, "space-file", "model.width: [32, 64]")
     yield from _flat(values, "")
 
 

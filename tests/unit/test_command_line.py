@@ -62,6 +62,29 @@ def test_a_file_lies_between_the_preset_and_the_flags(tmp_path):
     assert parse("paper", f"--config={file}", "--teacher.steps=9").run == run
 
 
+@pytest.mark.parametrize(
+    "given", [["--preset", "large"], ["--preset=large"], ["large", "--preset", "large"]]
+)
+def test_a_preset_that_is_a_flag_is_the_preset(given):
+    assert parse(*given).run == PRESETS["large"]()
+
+
+def test_a_preset_in_a_file_is_the_preset(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("preset: large\nteacher: {steps: 7}\n")
+    run = PRESETS["large"]().override("teacher.steps", 7)
+    assert parse("--config", str(file)).run == run
+    assert parse("large", "--config", str(file)).run == run
+
+
+@pytest.mark.parametrize("number", ["1e-3", "1E-3", "1.e-3", "+1e-3", ".1e-2", "0.001", "'1e-3'"])
+def test_a_number_in_a_file_is_one_however_it_is_written(number, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"teacher: {{learning_rate: {number}, steps: 1_000}}\n")
+    teacher = parse("--config", str(file)).run.teacher
+    assert (teacher.learning_rate, teacher.steps) == (1e-3, 1000)
+
+
 def test_the_config_of_a_run_makes_it_again(tmp_path):
     run = parse("small", "--name", "mine", "--loss.timesteps", "3", "--runtime.zero-stage", "2").run
     file = tmp_path / "config.yaml"
@@ -219,13 +242,32 @@ def test_what_is_for_another_job_or_for_none_is_answered_in_one_line(job, argume
         (["--name", "a/b"], "name='a/b': must be a plain directory name, not `artifacts`"),
         (["--config", "{}/none.yaml"], "config={}/none.yaml: cannot be read .*"),
         (["--config", "{}/list.yaml"], "config={}/list.yaml: must hold fields, as .*"),
-        (["--config", "{}/broken.yaml"], "config={}/broken.yaml: cannot be read .*"),
+        (["--config", "{}/broken.yaml"], "config={}/broken.yaml: cannot be read (line 2: .*)"),
         (["--config", "{}/binary.yaml"], "config={}/binary.yaml: cannot be read .*"),
         (
             ["--config", "{}/unknown.yaml"],
             "model.memory: unknown field; did you mean model.memory-tokens?",
         ),
-        (["--config", "{}/typed.yaml"], "model.width='64': must be of type int"),
+        (["--config", "{}/typed.yaml"], "model.width='wide': must be a whole number"),
+        (
+            ["--config", "{}/twice.yaml"],
+            "config={}/twice.yaml: cannot be read (line 3: 'memory-tokens' is given twice; "
+            "give it once)",
+        ),
+        (["--preset", "foo"], "preset='foo': must be one of tiny, small, paper, large"),
+        (["small", "--preset=foo"], "preset='foo': must be one of tiny, small, paper, large"),
+        (
+            ["small", "--preset", "large"],
+            "preset: is small by the first argument, large by --preset; give one of them",
+        ),
+        (
+            ["small", "--config", "{}/preset.yaml"],
+            "preset: is small by the first argument, large by config={}/preset.yaml; give one .*",
+        ),
+        (
+            ["--config", "{}/no-preset.yaml"],
+            "preset='foo', in config={}/no-preset.yaml: must be one of tiny, small, paper, large",
+        ),
     ],
 )
 def test_a_mistake_is_answered_in_one_line(arguments, message, tmp_path):
@@ -234,7 +276,10 @@ def test_a_mistake_is_answered_in_one_line(arguments, message, tmp_path):
         "broken.yaml": b"model: {width: 64\n",
         "binary.yaml": b"\xff\xfe\x00",
         "unknown.yaml": b"model: {memory: 64}\n",
-        "typed.yaml": b"model: {width: '64'}\n",
+        "typed.yaml": b"model: {width: wide}\n",
+        "twice.yaml": b"model:\n  memory_tokens: 8\n  memory-tokens: 4\n",
+        "preset.yaml": b"preset: large\n",
+        "no-preset.yaml": b"preset: foo\n",
     }
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)

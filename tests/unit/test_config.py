@@ -53,6 +53,28 @@ def test_integers_become_floats(key):
     assert isinstance(value, float)
 
 
+@pytest.mark.parametrize(
+    ("key", "given", "value"),
+    [
+        ("teacher.learning-rate", "1e-3", 1e-3),
+        ("teacher.learning-rate", "1E-3", 1e-3),
+        ("teacher.learning-rate", ".5", 0.5),
+        ("teacher.learning-rate", "2", 2.0),
+        ("model.width", "64", 64),
+        ("model.width", 64.0, 64),
+        ("model.width", "64.0", 64),
+        ("teacher.steps", "1_000", 1000),
+        ("teacher.steps", "1e3", 1000),
+        ("teacher.seed", 2**60 + 1, 2**60 + 1),
+        ("runtime.zero-stage", "3", 3),
+        ("runtime.zero-stage", 3.0, 3),
+    ],
+)
+def test_an_obvious_number_is_taken(key, given, value):
+    taken = leaves(RunConfig().override(key, given))[key]
+    assert (taken, type(taken)) == (value, type(value))
+
+
 def test_lanes_is_the_largest_divisor_up_to_64():
     found = {batch: TrainConfig(global_batch=batch).lanes for batch in (1, 32, 48, 67, 100, 128)}
     assert found == {1: 1, 32: 32, 48: 48, 67: 1, 100: 50, 128: 64}
@@ -109,11 +131,24 @@ def test_an_unknown_field_of_a_dictionary_names_the_nearest():
     ("key", "value", "message"),
     [
         # The type of a value.
-        ("model.width", "64", "model.width='64': must be of type int"),
-        ("model.width", 64.0, "model.width=64.0: must be of type int"),
-        ("model.width", True, "model.width=True: must be of type int"),
-        ("loss.dense", 1, "loss.dense=1: must be of type bool"),
-        ("loss.dynamics", True, "loss.dynamics=True: must be of type float"),
+        ("model.width", "wide", "model.width='wide': must be a whole number"),
+        ("model.width", "64 bits", "model.width='64 bits': must be a whole number"),
+        ("model.width", "64.5", "model.width='64.5': must be a whole number"),
+        ("model.width", "1e400", "model.width='1e400': must be a whole number"),
+        ("model.width", 64.5, "model.width=64.5: must be a whole number"),
+        ("model.width", float("nan"), "model.width=nan: must be a whole number"),
+        ("model.width", float("inf"), "model.width=inf: must be a whole number"),
+        ("model.width", True, "model.width=True: must be a whole number"),
+        ("model.width", None, "model.width=None: must be a whole number"),
+        ("model.width", [64], "model.width=[64]: must be a whole number"),
+        ("loss.dense", 1, "loss.dense=1: must be true or false"),
+        ("loss.dense", "no", "loss.dense='no': must be true or false"),
+        ("loss.dynamics", True, "loss.dynamics=True: must be a number"),
+        ("loss.dynamics", "fast", "loss.dynamics='fast': must be a number"),
+        ("loss.dynamics", None, "loss.dynamics=None: must be a number"),
+        ("loss.dynamics", float("inf"), "loss.dynamics=inf: must be finite"),
+        ("name", 7, "name=7: must be text; put it in quotes"),
+        ("runtime.zero-stage", True, "runtime.zero-stage=True: must be one of 0, 1, 2, 3"),
         (
             "model.cell",
             "rwkv",
@@ -146,6 +181,7 @@ def test_an_unknown_field_of_a_dictionary_names_the_nearest():
         ("teacher.seed", -1, "teacher.seed=-1: must be >= 0"),
         ("teacher.learning-rate", 0.0, "teacher.learning-rate=0.0: must be > 0"),
         ("teacher.learning-rate", float("nan"), "teacher.learning-rate=nan: must be > 0"),
+        ("teacher.learning-rate", float("inf"), "teacher.learning-rate=inf: must be finite"),
         ("teacher.clip-norm", 0.0, "teacher.clip-norm=0.0: must be > 0"),
         ("teacher.warmup-fraction", -0.1, "teacher.warmup-fraction=-0.1: must be >= 0"),
         ("teacher.warmup-fraction", 1.0, "teacher.warmup-fraction=1.0: must be < 1"),

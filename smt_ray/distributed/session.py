@@ -1,10 +1,11 @@
 """The Ray session of a run, and what must hold before any work starts on it."""
 
 import logging
+import os
 import re
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import ray
@@ -21,6 +22,7 @@ from smt_ray.distributed.weights_and_biases import check_wandb
 logger = logging.getLogger(__name__)
 PATIENCE_S = 60
 """Seconds between lines while nodes start."""
+KINDS = ("CPU", "GPU")
 DATA_CPUS = 2
 """CPUs that Ray Data's read and write tasks need beside the actors."""
 WORKER_ENVIRONMENT = {
@@ -124,25 +126,56 @@ def preflight(config: RunConfig) -> None:
     """
     runtime = config.runtime
     check_wandb(runtime.wandb_project)
+    limits, there = _limits(), ray.cluster_resources()
+    check_room(config, {kind: max(there.get(kind, 0), limits.get(kind, 0)) for kind in KINDS})
+    if limits:
+        _wait_for_nodes(runtime)
+    check_shared(Location.of(config.storage))
+
+
+def check_room(config: RunConfig, resources: Mapping[str, float]) -> None:
+    """Check that a cluster has enough CPUs and GPUs.
+
+    Raises:
+        ValueError: in one line with the flags of a run that fits.
+    """
+    runtime = config.runtime
     fields = (
         f"runtime.workers={runtime.workers}, runtime.gangs={runtime.gangs}, "
         f"runtime.gang-ranks={runtime.gang_ranks}"
     )
-    mends = {
-        "CPU": (cpus_needed(runtime), fields, "start Ray with --num-cpus {need}"),
-        "GPU": (gpus_needed(runtime), f"runtime.gpu=True, {fields}", "give --runtime.no-gpu"),
-    }
-    limits = _limits()
-    for kind, (need, values, mend) in mends.items():
-        have = int(max(ray.cluster_resources().get(kind, 0), limits.get(kind, 0)))
-        if have < need:
-            raise ValueError(
-                f"{values}: need {need} {kind}s, the cluster has {have}; lower them or "
-                + mend.format(need=need)
-            )
-    if limits:
-        _wait_for_nodes(runtime)
-    check_shared(Location.of(config.storage))
+    need, have = cpus_needed(runtime), int(resources.get("CPU", 0))
+    if have < need:
+        flags = _smaller(config, have - DATA_CPUS)
+        raise ValueError(
+            f"{fields}: need {need} CPUs, the cluster has {have}; "
+            + (f"give {flags}, or " if flags else "")
+            + f"start Ray with --num-cpus {need}"
+        )
+    need, have = gpus_needed(runtime), int(resources.get("GPU", 0))
+    if have < need:
+        flags, hidden = _smaller(config, have), os.environ.get("CUDA_VISIBLE_DEVICES")
+        raise ValueError(
+            f"runtime.gpu=True, {fields}: need {need} GPUs, the cluster has {have}"
+            + (f" (CUDA_VISIBLE_DEVICES={hidden!r})" if hidden is not None else "")
+            + f"; give {f'{flags}, or ' if flags else ''}--runtime.no-gpu"
+        )
+
+
+def _smaller(config: RunConfig, processes: int) -> str:
+    """Return the flags that make of a run the largest one on so many processes; "" if none does."""
+    runtime = config.runtime
+    for workers in range(min(runtime.workers, processes), 0, -1):
+        ranks = min(runtime.gang_ranks, processes)
+        gangs = min(runtime.gangs, processes // ranks)
+        fields = {"workers": workers, "gangs": gangs, "gang_ranks": ranks}
+        try:
+            config.update({"runtime": fields})
+        except ValueError:  # a batch does not divide by so many
+            continue
+        changed = {k: v for k, v in fields.items() if v != getattr(runtime, k)}
+        return " ".join(f"--runtime.{k.replace('_', '-')} {v}" for k, v in changed.items())
+    return ""
 
 
 def _limits() -> dict[str, int]:
@@ -161,7 +194,7 @@ def _wait_for_nodes(runtime: RuntimeConfig) -> None:
         logger.info(
             "waiting for nodes for %d s: need %d CPUs and %d GPUs, the cluster has %d and %d",
             *(waited, cpus_needed(runtime), gpus_needed(runtime)),
-            *(int(ray.cluster_resources().get(kind, 0)) for kind in ("CPU", "GPU")),
+            *(int(ray.cluster_resources().get(kind, 0)) for kind in KINDS),
         )
     remove_placement_group(group)
 

@@ -28,7 +28,7 @@ def test_too_few_cpus_are_named_with_their_number(config):
     said = refused(config.override("runtime.gangs", 4).override("runtime.gang-ranks", 3))
     assert said == (
         "runtime.workers=2, runtime.gangs=4, runtime.gang-ranks=3: need 14 CPUs, the cluster has "
-        "8; lower them or start Ray with --num-cpus 14"
+        "8; give --runtime.gangs 2, or start Ray with --num-cpus 14"
     )
     preflight(config.override("runtime.gangs", 3))
 

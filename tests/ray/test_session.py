@@ -39,12 +39,16 @@ def test_a_cluster_that_can_grow_is_measured_by_its_limits(can_grow, tmp_path, m
     enough = config(tmp_path, 16)  # 18 CPUs, of which there are 8 yet
     session.preflight(enough)
     assert waited == [enough.runtime]
-    with pytest.raises(ValueError, match="need 34 CPUs, the cluster has 20; lower them"):
+    with pytest.raises(
+        ValueError, match=r"need 34 CPUs, the cluster has 20; give --runtime.workers 16, or"
+    ):
         session.preflight(config(tmp_path, 32))
 
 
 def test_a_cluster_that_cannot_grow_is_not_waited_for(tmp_path):
-    with pytest.raises(ValueError, match="need 18 CPUs, the cluster has 8; lower them"):
+    with pytest.raises(
+        ValueError, match=r"need 18 CPUs, the cluster has 8; give --runtime.workers 4, or"
+    ):
         session.preflight(config(tmp_path, 16))
 
 

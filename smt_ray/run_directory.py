@@ -102,13 +102,15 @@ def _summary(
     config: RunConfig, made: dict[str, Artifact], scores: dict[str, Any], seconds: float
 ) -> dict[str, Any]:
     drift, labels = scores["drift"], made["labels"].figures
+    length = config.data.sequence_length
     figures = {stage: made[stage].figures for stage in ("teacher", "transition")}
     return {
         "name": config.name,
         "preset": config.preset,
         "source": masked(config.data.source),
         "unit": scores["unit"],
-        "tokens_train": made["tokens"].figures["sequences"]["train"] * config.data.sequence_length,
+        "tokens_source": made["tokens"].figures["sequences"]["train"] * length,
+        **{f"tokens_{stage}": count for stage, count in trained_tokens(config).items()},
         "parameters_rnn": scores["parameters_rnn"],
         "parameters_teacher": parameters(config, made["tokens"].figures["vocabulary"])["teacher"],
         **dict.fromkeys(("bptt_bits", "order0_bits", "order1_bits", "order2_bits")),
@@ -121,6 +123,15 @@ def _summary(
         "wall_seconds": seconds,
         "resumed": any(artifact.reused or artifact.resumed for artifact in made.values()),
     } | {f"seconds_{stage}": artifact.manifest["seconds"] for stage, artifact in made.items()}
+
+
+def trained_tokens(config: RunConfig) -> dict[str, int]:
+    """Return the tokens that each stage is trained on, repeated ones counted again."""
+    length = config.data.sequence_length
+    return {
+        stage.partition(".")[0]: train.steps * train.global_batch * length
+        for stage, train in config.stages().items()
+    }
 
 
 def _model_figures(scores: dict[str, Any]) -> dict[str, float]:

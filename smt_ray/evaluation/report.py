@@ -61,11 +61,12 @@ def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     facts = {
         "drift (NMSE)": "drift",
         "drift before DMT": "drift_before_dmt",
-        "training tokens": "tokens_train",
+        "training tokens, teacher": "tokens_teacher",
+        "training tokens, DMT": "tokens_dmt",
         "RNN parameters": "parameters_rnn",
         "labels / s": "labels_per_s",
         "transitions / s": "transitions_per_s",
-        "training tokens / s": "tokens_per_s",
+        "training tokens / s, teacher": "tokens_per_s",
         "wall time": "wall_seconds",
     }
     return [(label, written(key, summary[key])) for label, key in facts.items() if key in summary]

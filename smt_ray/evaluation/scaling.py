@@ -137,7 +137,7 @@ def cost_figure(rows: Rows, key: str, *, y: str) -> Figure:
                       label=stage, linewidth=2 if stage == "all" else 1.4)  # fmt: skip
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set(xlabel="training tokens", ylabel=y)
+    axes.set(xlabel="tokens of the source", ylabel=y)
     axes.legend(loc="best", fontsize=8)
     return figure
 

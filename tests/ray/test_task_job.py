@@ -76,6 +76,12 @@ def test_fine_tuning_begins_with_the_rnn_of_dmt_and_all_that_unrolls_is_reported
     assert made == set(names.values())
 
     summary = (directory / "summary.json").read_json()
+    sequences = (artifacts / names["tokens"] / "manifest.json").read_json()["figures"]["sequences"]
+    length = config.data.sequence_length
+    assert summary["tokens_source"] == sequences["train"] * length
+    for stage in UNROLLED:
+        train = config.stages()[f"{stage}.train"]
+        assert summary[f"tokens_{stage}"] == train.steps * train.global_batch * length
     bits = {
         stage: [
             row["validation/loss"] / math.log(2)

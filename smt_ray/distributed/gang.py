@@ -5,7 +5,6 @@ Legend: N rows, L sequence, K memory tokens, D width.
 
 import logging
 import os
-import socket
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from smt_ray.data.shards import DTYPES
 from smt_ray.data.storage import Location
 from smt_ray.distributed.engine import encoding_engine, prepare_process
 from smt_ray.distributed.programs import load_weights
+from smt_ray.distributed.rendezvous import meeting_point
 from smt_ray.model.encoder import Encoder, build_encoder
 
 logger = logging.getLogger(__name__)
@@ -54,10 +54,8 @@ class Rank:
     """One process of a gang; its engine holds a share of the encoder's parameters."""
 
     def address(self) -> tuple[str, int]:
-        """Return this node's address and a free port on it."""
-        with socket.socket() as free:
-            free.bind(("", 0))
-            return ray.util.get_node_ip_address(), free.getsockname()[1]
+        """Return the address and the port at which the others find this one, if it is rank 0."""
+        return meeting_point()
 
     def start(
         self, spec: EncoderSpec, runtime: RuntimeConfig, rank: int, address: tuple[str, int]

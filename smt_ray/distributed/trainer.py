@@ -22,6 +22,7 @@ from smt_ray.distributed.interruption import Stopped
 from smt_ray.distributed.loop import Assignment, Program, train_worker
 from smt_ray.distributed.metrics import read_metrics
 from smt_ray.distributed.monitor import monitored
+from smt_ray.distributed.process_group import GroupConfig
 from smt_ray.distributed.resumption import last_whole
 from smt_ray.distributed.session import WORKER_ENVIRONMENT
 
@@ -88,6 +89,7 @@ def _trainer(
     return _Trainer(
         train_worker,
         train_loop_config={"assignment": assignment},
+        torch_config=GroupConfig(),
         scaling_config=ray.train.ScalingConfig(
             num_workers=runtime.workers,
             use_gpu=runtime.gpu,

@@ -9,14 +9,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray
 import torch
 from numpy.typing import NDArray
-from ray.data import ActorPoolStrategy, DataContext, ExecutionResources
+from ray.data import DataContext, ExecutionResources, TaskPoolStrategy
 from ray.data.checkpoint import CheckpointConfig
 
 from smt_ray.config import RunConfig, RuntimeConfig
@@ -29,17 +28,18 @@ from smt_ray.data.shards import (
     open_parquet,
     open_shards,
     row_group_rows,
-    tensor_to_memory,
     whole,
 )
 from smt_ray.data.storage import Location
-from smt_ray.distributed.gang import EncoderSpec, Gang, release
-from smt_ray.distributed.meter import metered
+from smt_ray.distributed.gang import EncoderSpec
+from smt_ray.distributed.labeller import factory
 from smt_ray.objectives.objective import hashed
 
 SPLITS = ("train", "validation")
 SHARD_BYTES = 32 << 20
 """Size of a label shard, and what an interruption can lose of a gang's work; at least one batch."""
+IN_FLIGHT = 2
+"""Batches that a gang works on or has waiting, so that it never waits for the next one."""
 
 logger = logging.getLogger(__name__)
 Ids = NDArray[np.int64]
@@ -120,31 +120,6 @@ def keep(ids: Ids, fraction: float) -> NDArray[np.bool_]:
     return (hashed(torch.tensor(ids)) < int(fraction * 2.0**62)).numpy()
 
 
-class Labeller:
-    """A Ray Data map actor that owns one gang and turns token rows into label rows."""
-
-    def __init__(
-        self, spec: EncoderSpec, runtime: RuntimeConfig, schema: pa.Schema, meter: Any
-    ) -> None:
-        """Start the gang."""
-        self.name = f"gang-{ray.get_runtime_context().get_actor_id()}"
-        meter.join.remote(self.name)
-        self.gang = Gang(spec, runtime, self.name, lambda: meter.rebuilt.remote(self.name))
-        self.schema, self.meter = schema, meter
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        """Return the label rows of a batch of token rows."""
-        self.meter.begin.remote(self.name)
-        tokens = batch["tokens"].combine_chunks()
-        inputs = tokens.flatten().to_numpy().reshape(len(batch), -1)
-        if "targets" not in batch.column_names:  # they are the next tokens: the last is no input
-            inputs = inputs[:, :-1]
-        memory = self.gang.encode(inputs)
-        columns = [batch[name] for name in self.schema.names[:-1]] + [tensor_to_memory(memory)]
-        self.meter.end.remote(self.name, memory.shape[0] * memory.shape[1])
-        return pa.Table.from_arrays(columns, schema=self.schema)
-
-
 def _label(
     config: RunConfig,
     spec: EncoderSpec,
@@ -163,7 +138,8 @@ def _label(
     lists = sum(field.type.list_size for field in schema if pa.types.is_fixed_size_list(field.type))
     row_bytes = 4 * lists + schema.field("memory").type.byte_width
     batches = max(1, SHARD_BYTES // (row_bytes * runtime.gang_batch))
-    with metered(config.name, missing) as meter, DataContext.current(_context(runtime, progress)):
+    made = factory(config.name, spec, runtime, schema, missing)
+    with made as labelled, DataContext.current(_context(runtime, progress)):
         paths = [shard.path for shard in tokens]
         rows = ray.data.read_parquet(
             paths, filesystem=tokens[0].filesystem, fragment_scan_options=VERIFIED
@@ -173,12 +149,11 @@ def _label(
             some = partial(_keep, fraction=config.labels.fraction)
             rows = rows.map_batches(some, batch_format="pyarrow", batch_size=None)
         rows.repartition(target_num_rows_per_block=batches * runtime.gang_batch).map_batches(
-            Labeller,
-            fn_constructor_args=(spec, runtime, schema, meter),
+            labelled,
             batch_size=runtime.gang_batch,
             batch_format="pyarrow",
             num_cpus=0,
-            compute=ActorPoolStrategy(size=runtime.gangs, max_tasks_in_flight_per_actor=2),
+            compute=TaskPoolStrategy(size=IN_FLIGHT * runtime.gangs),
         ).write_parquet(
             directory.path,
             filesystem=directory.filesystem,
@@ -187,11 +162,8 @@ def _label(
             **CHECKSUMS,
             ray_remote_args={"num_cpus": 0},
         )
-    # Ray Data ends its map actors, but the placement groups they made outlive that.
-    gangs = ray.get(meter.gangs.remote())
-    for gang in gangs:
-        release(gang)
-    return ray.get(meter.rate.remote()), sum(gangs.values())
+        rate, gangs = ray.get([labelled.meter.rate.remote(), labelled.meter.gangs.remote()])
+    return rate, sum(gangs.values())
 
 
 def _context(runtime: RuntimeConfig, progress: Location) -> DataContext:

@@ -18,20 +18,21 @@ STAGE = "labels"
 
 @ray.remote(num_cpus=0)
 class Meter:
-    """Knows a split's gangs, and clocks their batches."""
+    """Knows a split's gangs, deals batches out to them, and clocks these."""
 
-    def __init__(self, run: str) -> None:
-        """Start with nothing labelled by `run`."""
+    def __init__(self, run: str, gangs: list[str]) -> None:
+        """Start with nothing labelled by `run`, whose gangs have these names."""
         self._run = run
-        self._rebuilds: dict[str, int] = {}
+        self._joined: set[str] = set()
+        self._rebuilds, self._held = dict.fromkeys(gangs, 0), dict.fromkeys(gangs, 0)
         self._begun: dict[str, float] = {}
         self._ends: dict[str, list[tuple[float, int]]] = {}
 
     def join(self, gang: str) -> None:
-        """Note a gang by name; a second time, that it was built again by a new owner."""
-        if gang in self._rebuilds:
+        """Note that a gang is built; a second time, that it is built again by a new owner."""
+        if gang in self._joined:
             self.rebuilt(gang)
-        self._rebuilds.setdefault(gang, 0)
+        self._joined.add(gang)
 
     def rebuilt(self, gang: str) -> None:
         """Note that a gang was built again."""
@@ -42,12 +43,16 @@ class Meter:
         """Return how often each gang was rebuilt, by name."""
         return self._rebuilds
 
-    def begin(self, gang: str) -> None:
-        """Note that a batch begins."""
+    def begin(self) -> str:
+        """Note that a batch begins; return its gang: the one with the fewest batches in hand."""
+        gang = min(self._held, key=self._held.__getitem__)
+        self._held[gang] += 1
         self._begun.setdefault(gang, time.monotonic())
+        return gang
 
     def end(self, gang: str, labels: int) -> None:
         """Note that a batch has ended with so many labels."""
+        self._held[gang] -= 1
         self._ends.setdefault(gang, []).append((time.monotonic(), labels))
         count("smt_ray_labels", self._run, STAGE, labels)
 
@@ -61,25 +66,28 @@ class Meter:
 
 
 @contextmanager
-def metered(run: str, labels: int) -> Iterator[Any]:
+def metered(run: str, labels: int, gangs: list[str], name: str) -> Iterator[Any]:
     """Show the progress of a split's pipeline on the terminal, rebuilt gangs included.
 
     Args:
         run: name of the run.
         labels: how many are to be made.
+        gangs: names of the gangs.
+        name: the meter's, by which the gangs find it.
 
     Yields:
-        The meter, for the gangs.
+        The meter.
     """
-    meter: Any = Meter.options(scheduling_strategy=beside_driver()).remote(run)  # type: ignore[attr-defined]
+    actor: Any = Meter
+    meter = actor.options(name=name, scheduling_strategy=beside_driver()).remote(run, gangs)
     known = 0
 
     def look(view: View, now: float) -> None:
         nonlocal known
-        done, rate, gangs = ray.get(
+        done, rate, rebuilt = ray.get(
             [meter.labels.remote(), meter.rate.remote(), meter.gangs.remote()]
         )
-        if (rebuilds := sum(gangs.values())) > known:
+        if (rebuilds := sum(rebuilt.values())) > known:
             known = rebuilds
             logger.warning("%s: lost a rank; its gang is built again (%d in all)", STAGE, known)
         view.show(Progress(stage=STAGE, step=done, steps=labels, rate=rate, unit="labels"), now)

@@ -9,6 +9,7 @@ import sysconfig
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 
 import pyarrow as pa
@@ -97,6 +98,7 @@ def say_passed_over(config: DataConfig) -> None:
         logger.info("%s: %d files of other kinds passed over (%s)", base, len(names), some)
 
 
+@cache
 def _library() -> Location:
     return Location.of(sysconfig.get_paths()["stdlib"])
 

@@ -6,6 +6,7 @@ place between them stands for the same share of the unpacked bytes.
 
 import io
 from collections.abc import Iterator
+from functools import partial
 
 import pyarrow as pa
 
@@ -68,9 +69,7 @@ class Packed(Format):
                 begin = max(begin, len(chunk) - len(unmarked(chunk, file)))
             before = line + chunk.count(b"\n", 0, begin)
             if part := chunk[begin:end]:
-                yield from self.inner.documents(
-                    part, field, lambda n, before=before: f"{file}, line {before + n + 1}"
-                )
+                yield from self.inner.documents(part, field, partial(_line_of, file, before))
             place += len(chunk)
             line += chunk.count(b"\n")
 
@@ -92,6 +91,11 @@ class Packed(Format):
             held.append(block[end:])
         if rest := b"".join(held):
             yield rest
+
+
+def _line_of(file: Location, before: int, line: int) -> str:
+    """Name the n-th line (from 0) after `before` others."""
+    return f"{file}, line {before + line + 1}"
 
 
 def _next_line(chunk: bytes, offset: int) -> int:

@@ -7,8 +7,9 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
@@ -84,7 +85,7 @@ def _make_all(tasks: list[Task], work: "Work") -> Iterator[Record]:
     results = data.map(lambda row: work.explained(pickle.loads(row["task"])))
     # Nothing is fetched ahead: an error is seen when its unit ends, not when the next one does.
     batches = results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
-    for result in itertools.chain.from_iterable(batch.to_pylist() for batch in batches):
+    for result in (row for batch in batches for row in cast(pa.Table, batch).to_pylist()):
         if result["error"]:
             raise sources.SourceError(result["error"])
         yield pickle.loads(result["record"])

@@ -1,5 +1,10 @@
 """The token stage on a local Ray: deterministic, complete, refuses what is too short."""
 
+import json
+import logging
+import re
+from pathlib import Path
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -12,6 +17,7 @@ from smt_ray.data.shards import open_shards
 from smt_ray.data.storage import Location
 from smt_ray.data.tasks import BLOCK, block_seed
 from smt_ray.data.tokenizers import load_tokenizer
+from smt_ray.data.units import UNITS
 from smt_ray.distributed.tokens import write_tokens
 from smt_ray.tasks import TASKS
 
@@ -112,3 +118,46 @@ def test_errors_of_tasks_arrive_as_one_line(tmp_path):
     config = RunConfig(data=DataConfig(source=str(tmp_path / "a.npy"), sequence_length=16))
     with pytest.raises(ValueError, match=r"^data.source=.*outside the vocabulary[^\n]*$"):
         write_tokens(config, Location.of(tmp_path / "foreign"))
+
+
+def test_a_corrected_source_makes_only_its_own_units_anew(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(pieces, "UNIT_BYTES", 4000)
+    source = tmp_path / "texts"
+    source.mkdir()
+    for name in "abcdef":
+        rows = [json.dumps({"text": f"{name}: {'word ' * 9}{n}"}) + "\n" for n in range(200)]
+        (source / f"{name}.jsonl").write_text("".join(rows))
+    good = (source / "f.jsonl").read_text()
+    (source / "f.jsonl").write_text(good.replace("{", "[", 181).replace("[", "{", 180))
+    config = RunConfig(data=DataConfig(source=str(source), sequence_length=16))
+    names = ("artifacts/tokens-first", "artifacts/tokens-second", "elsewhere/tokens-fresh")
+    first, second, fresh = (Location.of(tmp_path / name) for name in names)
+    caplog.set_level(logging.INFO)
+    times = []
+    for _ in range(2):  # the same command makes nothing anew that is finished
+        with pytest.raises(ValueError, match=r"f.jsonl, line 181, column \d+: not JSON \([^\n]*$"):
+            write_tokens(config, first.make_dir())
+        shards = first.files(".parquet", recursive=True)
+        times.append({shard.path: Path(shard.path).stat().st_mtime_ns for shard in shards})
+        assert not [file for file in first.files(recursive=True) if ".part" in file.name]
+    assert times[0]
+    assert times[0].items() <= times[1].items()
+    finished = len((first / UNITS).files(".json")) - 1
+
+    (source / "f.jsonl").write_text(good)
+    write_tokens(config, second)
+    said = [re.fullmatch(r"tokens: (\d+) of (\d+) units .*", line) for line in caplog.messages]
+    kept, units = [(int(match[1]), int(match[2])) for match in said if match][-1]
+    assert finished - units / 6 - 1 <= kept < units
+    assert kept >= 3
+    assert not first.exists()
+    write_tokens(config, fresh)
+    files = second.files(recursive=True)
+    assert [f.path[len(second.path) :] for f in files] == [
+        f.path[len(fresh.path) :] for f in fresh.files(recursive=True)
+    ]
+    for one, other in zip(files, fresh.files(recursive=True), strict=True):
+        assert one.read_bytes() == other.read_bytes()
+    before = {file.path: Path(file.path).stat().st_mtime_ns for file in files}
+    write_tokens(config, second)  # killed before its own manifest was there
+    assert {path: Path(path).stat().st_mtime_ns for path in before} == before

@@ -77,7 +77,7 @@ def test_subset_and_revision_are_for_data_sets(two, tmp_path):
     for field in ("subset", "revision"):
         rule = rf"^data.{field}='x': is for hf: sources, not 'stdlib'; leave it out$"
         with pytest.raises(ValueError, match=rule):
-            DataConfig(**{field: "x"})
+            RunConfig().override(f"data.{field}", "x")
     assert refused(two, subset="en", revision="v1") == (
         f"data.revision='v1': {tmp_path / 'two'} is a directory; leave it out"
     )

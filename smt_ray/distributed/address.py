@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from typing import Any
 
 import grpc
 from ray._common.utils import get_ray_address_file
@@ -36,9 +37,13 @@ def cluster_address() -> str | None:
             f"RAY_ADDRESS={given}: a run joins HOST:PORT of a cluster that this machine is in; "
             f"`ray job submit` takes http:// as RAY_API_SERVER_ADDRESS; {HERE}"
         )
-    services.find_gcs_addresses.cache_clear()
     try:
-        address = services.get_ray_address_from_environment(None, None)
+        # `auto` takes any cluster on this machine, the file alone one of `ray start`.
+        address = (
+            services.get_ray_address_from_environment(given, None)
+            if given
+            else services.find_bootstrap_address(None)
+        )
     except ConnectionError:
         raise ValueError(
             f"RAY_ADDRESS={given}: no cluster is on this machine; run `ray start`; {HERE}"
@@ -53,7 +58,9 @@ def cluster_address() -> str | None:
     if given:
         raise ValueError(f"RAY_ADDRESS={given}: {problem}; {HERE}")
     said = f"{get_ray_address_file(None)}: names {address}, which {problem}"
-    if problem.startswith(_SILENT) and address not in services.find_gcs_addresses():
+    if problem.startswith(_SILENT) and address not in services._find_address_from_flag(
+        "--gcs-address="
+    ):
         logger.warning("%s; a Ray is started here (`ray stop` removes the file)", said)
         return None
     raise ValueError(f"{said}; `ray stop` ends what is left of it; {HERE}")
@@ -67,14 +74,13 @@ def _problem(address: str) -> str:
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or not 1024 <= int(port) <= 65535:
         return "is not HOST:PORT with a port of 1024 to 65535"
+    messages: Any = gcs_service_pb2
     try:
         with create_gcs_channel(address) as channel:
             nodes = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
-            cluster = nodes.GetClusterId(gcs_service_pb2.GetClusterIdRequest(), timeout=ANSWER_S)
+            cluster = nodes.GetClusterId(messages.GetClusterIdRequest(), timeout=ANSWER_S)
             values = gcs_service_pb2_grpc.InternalKVGcsServiceStub(channel)
-            key = gcs_service_pb2.InternalKVGetRequest(
-                namespace=b"usage_stats", key=b"cluster_metadata"
-            )
+            key = messages.InternalKVGetRequest(namespace=b"usage_stats", key=b"cluster_metadata")
             versions = values.InternalKVGet(key, timeout=ANSWER_S).value
     except AuthenticationError:
         return "needs a token, and RAY_AUTH_MODE=token finds none; copy its ~/.ray/auth_token here"

@@ -21,8 +21,9 @@ class GroupConfig(TorchConfig):
 
 
 class _Backend(_TorchBackend):
-    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
-        super().on_start(_Workers(worker_group), backend_config)
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        workers: Any = _Workers(worker_group)
+        super().on_start(workers, backend_config)
 
 
 class _Workers:

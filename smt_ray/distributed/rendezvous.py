@@ -6,7 +6,7 @@ torch's store listens on all interfaces, and takes orders from anyone who connec
 import socket
 
 import ray
-from torch.distributed import TCPStore
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # made in C++
 
 from smt_ray.distributed.local import LOOPBACK
 

@@ -7,12 +7,13 @@ from functools import partial
 from typing import Any, Literal
 
 import yaml
+from ray.exceptions import RayError
 
 from smt_ray.config import RunConfig
 from smt_ray.data import sources
 from smt_ray.data.artifacts import MANIFEST, Artifact, make, place_of
 from smt_ray.data.export import save_rnn
-from smt_ray.data.shards import open_shards
+from smt_ray.data.shards import is_damage, open_shards, verify_shards
 from smt_ray.data.storage import Location
 from smt_ray.data.tokenizers import load_tokenizer
 from smt_ray.distributed.claims import claimed
@@ -26,6 +27,7 @@ from smt_ray.distributed.programs import (
     TransitionProgram,
     load_weights,
 )
+from smt_ray.distributed.refusals import explained
 from smt_ray.distributed.session import (
     check_storage,
     connect,
@@ -61,7 +63,7 @@ def run(config: RunConfig, *, overwrite: bool = False) -> dict[str, Any]:
         cell_class(model.cell)  # a user's class that is not there is refused now
     stages = Stages(config, storage)
     check_storage(storage, label_bytes_to_write(config, stages.unfinished().get("labels")))
-    with claimed(directory, config.name):
+    with explained(storage), claimed(directory, config.name):
         check_same_run(config, directory, overwrite)  # again: it may be new since the wait
         if stages.unfinished():
             connect(config.runtime)
@@ -153,12 +155,18 @@ class Stages:
         """Memory labels from the encoder gang."""
         config, teacher = self.config, self.made["teacher"]
         tokens = self.made["tokens"].location
-        self._make(
-            "labels",
-            lambda place, _: write_labels(
-                config, tokens, teacher.location, teacher.fingerprint, self.vocabulary, place
-            ),
-        )
+
+        def build(place: Location, mark: str) -> dict[str, Any]:
+            encoder = teacher.location, teacher.fingerprint
+            try:
+                return write_labels(config, tokens, *encoder, self.vocabulary, place)
+            except RayError as error:
+                if is_damage(error):
+                    for split in sources.SPLITS:
+                        verify_shards(tokens / split)
+                raise
+
+        self._make("labels", build)
 
     def _check_labels(self) -> None:
         """Check the label shards before they are trained on."""

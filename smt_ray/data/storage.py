@@ -158,7 +158,7 @@ class Location:
             self.write_bytes(content)
             return True
         try:
-            file = Path(self.path).open("xb", buffering=0)  # noqa: SIM115  closed below
+            file = Path(self.path).open("xb")  # noqa: SIM115  closed below
         except FileExistsError:
             return False
         try:

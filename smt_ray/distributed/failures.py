@@ -6,6 +6,7 @@ import torch
 from ray.train import UserCallback
 
 from smt_ray.distributed.prometheus import count
+from smt_ray.distributed.refusals import is_lasting
 
 RECURRING = (
     ValueError,
@@ -34,5 +35,5 @@ class Failures(UserCallback):
         """Count one failure, whatever the number of workers that it took."""
         count("smt_ray_training_failures", self.run, self.stage)
         for _, exception in sorted(worker_exceptions.items()):
-            if isinstance(exception, RECURRING):
+            if isinstance(exception, RECURRING) or is_lasting(exception):
                 raise exception

@@ -57,11 +57,13 @@ class MetricsLog:
 
     def close(self) -> None:
         """Write everything, and remove the local copy."""
-        self.flush()
-        self._board.close()
-        if self._wandb:
-            self._wandb.close()
-        shutil.rmtree(self._local)
+        try:
+            self.flush()
+            self._board.close()
+            if self._wandb:
+                self._wandb.close()
+        finally:
+            shutil.rmtree(self._local)
 
 
 def read_metrics(directory: Location) -> list[Row]:

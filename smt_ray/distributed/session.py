@@ -1,5 +1,6 @@
 """The Ray session of a run, and what must hold before any work starts on it."""
 
+import errno
 import logging
 import os
 import re
@@ -17,6 +18,7 @@ from smt_ray.data.storage import Location
 from smt_ray.distributed.address import cluster_address
 from smt_ray.distributed.interruption import end_ray_at_exit, shielded
 from smt_ray.distributed.local import join, start, usable_cpus
+from smt_ray.distributed.refusals import refusal
 from smt_ray.distributed.weights_and_biases import check_wandb
 
 logger = logging.getLogger(__name__)
@@ -86,13 +88,13 @@ def beside_driver() -> NodeAffinitySchedulingStrategy:
 
 
 def _quiet_ray() -> None:
-    """Keep all but errors of Ray's libraries off the terminal; its session's files have all."""
+    """Keep Ray's libraries off the terminal: their errors are raised, and its session has all."""
     import ray.data  # sets its logger up
     from ray._private.ray_logging import stdout_deduplicator
 
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):
-            handler.setLevel(logging.ERROR)
+            handler.setLevel(logging.CRITICAL)  # its errors are raised as well
     logging.getLogger("ray").setLevel(logging.ERROR)
     # A cluster says so again and again where more run than it has cores; RAY_DEDUP_LOGS_SKIP_REGEX
     # would have to be set before Ray is imported.
@@ -231,12 +233,14 @@ def _marker(storage: Location) -> Iterator[Location]:
         storage.make_dir()
         marker.write_text("shared")
     except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise ValueError(refusal(error, storage)) from error
         reason = error.strerror or " ".join(str(error).split())
         raise ValueError(f"storage={storage}: not writable ({reason}); choose another") from error
     try:
         yield marker
     finally:
-        marker.filesystem.delete_file(marker.path)
+        marker.delete()
 
 
 @ray.remote(num_cpus=0)

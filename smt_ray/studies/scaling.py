@@ -8,6 +8,7 @@ from smt_ray.config import RunConfig, masked
 from smt_ray.data import sources
 from smt_ray.data.storage import Location
 from smt_ray.distributed.claims import claimed
+from smt_ray.distributed.refusals import explained
 from smt_ray.distributed.session import check_storage
 from smt_ray.evaluation.study import Study, write_study
 from smt_ray.run_directory import environment
@@ -58,7 +59,7 @@ def scaling_study(design: Design) -> Result:
         raise ValueError(f"name={run.name}: is that of a run or a sweep; choose another --name")
     sources.check(run.data)
     check_storage(storage, 0)
-    with claimed(directory, run.name):
+    with explained(storage), claimed(directory, run.name):
         return _made(design, directory.make_dir())
 
 

@@ -22,6 +22,7 @@ from smt_ray.distributed.claims import claimed
 from smt_ray.distributed.interruption import Stopped
 from smt_ray.distributed.local import usable_cpus
 from smt_ray.distributed.monitor import stop_trainings
+from smt_ray.distributed.refusals import explained
 from smt_ray.distributed.session import check_storage, connect, cpus_needed, gpus_needed, preflight
 from smt_ray.evaluation.leaderboard import csv_text, sweep_page
 from smt_ray.evaluation.ranking import Entry, best
@@ -129,7 +130,7 @@ class Sweep:
         """Run what is not finished, and write what the sweep found; return its summary."""
         start = time.monotonic()
         check_storage(self.storage, 0)
-        with claimed(self.directory, self.options.run.name):
+        with explained(self.storage), claimed(self.directory, self.options.run.name):
             self._check_same()  # again: it may be new since the wait
             self.trials = self._planned()
             return self._run(start)

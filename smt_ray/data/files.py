@@ -95,7 +95,7 @@ def say_passed_over(config: DataConfig) -> None:
     names = [path[len(base.path) + 1 :] for path in listed(base, "") if not format_of(path)]
     if names:
         some = ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
-        logger.info("%s: %d files of other kinds passed over (%s)", base, len(names), some)
+        logger.info("%s: files of other kinds passed over: %d (%s)", base, len(names), some)
 
 
 @cache

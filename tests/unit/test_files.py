@@ -108,7 +108,7 @@ def test_files_of_other_kinds_are_counted(tree, caplog):
     (tree / "_mine.txt").unlink()
     with caplog.at_level(logging.INFO):
         sources.check(DataConfig(source=str(tree), sequence_length=16))
-    assert caplog.messages == [f"{tree}: 2 files of other kinds passed over (README.md, a.csv)"]
+    assert caplog.messages == [f"{tree}: files of other kinds passed over: 2 (README.md, a.csv)"]
 
 
 @pytest.mark.parametrize("end", ["", ".gz", ".zst"])

@@ -58,12 +58,12 @@ def cluster_address() -> str | None:
     if given:
         raise ValueError(f"RAY_ADDRESS={given}: {problem}; {HERE}")
     said = f"{get_ray_address_file(None)}: names {address}, which {problem}"
-    if problem.startswith(_SILENT) and address not in services._find_address_from_flag(
-        "--gcs-address="
-    ):
-        logger.warning("%s; a Ray is started here (`ray stop` removes the file)", said)
-        return None
-    raise ValueError(f"{said}; `ray stop` ends what is left of it; {HERE}")
+    if not problem.startswith(_SILENT):
+        raise ValueError(f"{said}; {HERE}")
+    if address in services._find_address_from_flag("--gcs-address="):
+        raise ValueError(f"{said}; `ray stop` ends what is left of it; {HERE}")
+    logger.warning("%s; a Ray is started here (`ray stop` removes the file)", said)
+    return None
 
 
 _SILENT = "does not answer"

@@ -21,7 +21,7 @@ from smt_ray.data.storage import Location
 
 MANIFEST = "manifest.json"
 ROW_GROUP_BYTES = 4 << 20
-CHECKSUMS = {"write_page_checksum": True}
+CHECKSUMS: dict[str, Any] = {"write_page_checksum": True}
 """How shards are written: each page with a checksum, which all readers verify."""
 VERIFIED = ds.ParquetFragmentScanOptions(page_checksum_verification=True)
 """How pyarrow's data sets read them."""

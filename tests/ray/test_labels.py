@@ -15,7 +15,7 @@ from pyarrow import fs
 from safetensors.torch import save, save_file
 
 from smt_ray.config import DataConfig, LabelConfig, RunConfig, RuntimeConfig, TaskConfig
-from smt_ray.data.shards import MANIFEST, memory_to_tensor, open_shards
+from smt_ray.data.shards import MANIFEST, memory_to_tensor, open_shards, verify_shards
 from smt_ray.data.storage import Location
 from smt_ray.distributed import labels
 from smt_ray.distributed.gang import release
@@ -127,6 +127,13 @@ def test_labels_keep_the_targets_of_examples(ray_session, root):
         alone = network(torch.tensor(tokens["tokens"].to_pylist()))
     memory = memory_to_tensor(found["memory"], MODEL.memory_tokens, MODEL.width, "bfloat16")
     torch.testing.assert_close(memory.float(), alone, atol=1e-5, rtol=2**-8)
+    shard = (target / "train").files(".parquet")[0]
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(bytes(content))
+    open_shards(target / "train", "labels", targets=True)  # its footer is whole
+    with pytest.raises(ValueError, match=rf"^{shard}: the shard is damaged \(.*; delete {target} "):
+        verify_shards(target / "train")
 
 
 def test_too_small_a_fraction_is_refused(root):

@@ -13,6 +13,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 from pyarrow import fs
 
@@ -89,7 +90,9 @@ def test_one_process_holds_a_claim_at_a_time_and_the_others_say_for_whom_they_wa
 
 def test_the_claim_of_a_killed_holder_is_free_at_once(tmp_path, held, caplog):
     caplog.set_level(logging.INFO, claims.__name__)
-    held.kill()  # and not waited for: its process id is still taken
+    held.kill()
+    while psutil.Process(held.pid).status() != psutil.STATUS_ZOMBIE:  # its id is still taken
+        time.sleep(0.01)
     began = time.monotonic()
     with claimed(Location.of(tmp_path) / "thing", "second"):
         assert time.monotonic() - began < claims.PATIENCE * claims.POLL_S / 4
@@ -169,7 +172,10 @@ def test_a_claim_is_kept_alive_and_made_anew_where_its_file_is_lost(tmp_path, mo
     monkeypatch.setattr(claims, "BEAT_S", 0.02)
     file = tmp_path / "thing.lock"
     with claimed(Location.of(tmp_path) / "thing", "first"):
-        seen = {file.read_bytes() for _ in range(20) if not time.sleep(0.02)}
+        seen = set()
+        for _ in range(20):
+            time.sleep(0.02)
+            seen.add(file.read_bytes())
         assert len(seen) > 3
         assert len({len(content) for content in seen}) == 1  # it needs no room on a full disk
         file.unlink()

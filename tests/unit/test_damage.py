@@ -5,6 +5,7 @@ import json
 import re
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -109,7 +110,10 @@ def test_an_artifacts_manifest_that_was_cut_is_named(tmp_path):
     def build(place, mark):
         return {}
 
-    arguments = (Location.of(tmp_path), "tokens", {}, [], build, lambda place: nullcontext())
+    arguments: tuple[Any, ...] = (
+        *(Location.of(tmp_path), "tokens", {}, [], build),
+        lambda place: nullcontext(),
+    )
     made = make(*arguments)
     assert read_manifest(made.location) == made.manifest
     file = made.location / "manifest.json"

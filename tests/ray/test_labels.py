@@ -1,9 +1,11 @@
 """The stage `labels`: killed, gone on with while a rank is killed, and run once more."""
 
+import re
 import signal
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
 import pyarrow as pa
@@ -44,13 +46,6 @@ def root(tmp_path):
     (tmp_path / "teacher").mkdir()
     save_file(weights, tmp_path / "teacher" / "model.safetensors")
     return Location(fs.SubTreeFileSystem(str(tmp_path.parent), fs.LocalFileSystem()), tmp_path.name)
-
-
-@pytest.fixture(autouse=True)
-def no_actor_that_cannot_be_restarted(capfd):
-    """Ray says so once in a process, of actors with arguments that are objects or handles."""
-    yield
-    assert "constructor arguments in the object store" not in capfd.readouterr().err
 
 
 def encoder():
@@ -97,6 +92,8 @@ def test_killed_label_runs_go_on_and_label_each_sequence_once(ray_session, root,
     assert figures["gang_rebuilds"] >= 2
     assert not groups("CREATED")
     assert groups("REMOVED")
+    # Ray Data's own, of a run that goes on, whose driver keeps the objects.
+    assert without_restarts() <= {"MapWorker(CheckpointFilter)"}
 
     everything = shards(target)
     manifest = (target / "validation" / MANIFEST).read_json()
@@ -149,6 +146,13 @@ def groups(state):
     """Return the names of the placement groups in a state."""
     table = ray.util.placement_group_table().values()
     return {group["name"] for group in table if group["state"] == state}
+
+
+def without_restarts():
+    """Return the actors of which Ray notes, once in a process, that their arguments may be lost."""
+    logs = Path(ray._private.worker._global_node.get_logs_dir_path()).glob("python-core-*.log")
+    pattern = r"Actor with class name: '(.*?)'.* has constructor arguments in the object store"
+    return {name for log in logs for name in re.findall(pattern, log.read_text())}
 
 
 def check_labels(root, split):

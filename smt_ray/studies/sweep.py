@@ -7,6 +7,7 @@ the end `sweep.csv`, `summary.json`, `report.html`, `best.yaml` and the best tri
 import logging
 import os
 import time
+from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
 
 import ray
@@ -151,10 +152,12 @@ class Sweep:
                 "sweep transition.cell* to share one"
             )
         if left or (self.options.search == "optuna" and len(self.records.all()) < self.total):
-            self._tune(left)
+            with TemporaryDirectory(prefix="smt-ray-tune-") as scratch:
+                self._tune(left, scratch)
         return self._write(time.monotonic() - start)
 
-    def _tune(self, left: list[Trial]) -> None:
+    def _tune(self, left: list[Trial], scratch: str) -> None:
+        """Run the trials that are left; Tune keeps its own state in the directory `scratch`."""
         runtime = self.run_config.runtime
         at_once = self._at_once(runtime)
         suggestions = None
@@ -181,8 +184,8 @@ class Sweep:
         )
         os.environ.update(ENVIRONMENT)
         logging.getLogger("ray.tune").setLevel(logging.ERROR)
-        # A trial's own function only waits: one byte of memory stands for no resource at all.
         tuner = tune.Tuner(
+            # A trial's own function only waits: one byte of memory stands for no resource at all.
             tune.with_resources(follow, {"memory": 1}),
             tune_config=tune.TuneConfig(
                 search_alg=search,
@@ -192,12 +195,8 @@ class Sweep:
                 trial_name_creator=str,
                 trial_dirname_creator=lambda trial: trial.trial_id,
             ),
-            run_config=tune.RunConfig(
-                name=f"tune-{time.time_ns()}",
-                storage_path=(self.directory / "tune").path,
-                storage_filesystem=self.storage.filesystem,
-                verbose=0,
-            ),
+            # Tune's state is of no use to a sweep that goes on, and has pickled settings.
+            run_config=tune.RunConfig(name="tune", storage_path=scratch, verbose=0),
         )
         with interruption.saving(_stop):
             try:
@@ -205,7 +204,6 @@ class Sweep:
             except Stopped:
                 stop_trainings(f"{self.options.run.name}-", SAVE_S)
                 raise
-        (self.directory / "tune").delete_dir()
 
     def _at_once(self, runtime: RuntimeConfig) -> int:
         """Join or start Ray; return how many trials run at once.

@@ -1,6 +1,7 @@
 """Trials of a sweep that share a teacher and its labels, one of which fails."""
 
 import csv
+import re
 import sysconfig
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def test_trials_share_a_teacher_and_one_that_fails_stops_no_other(tmp_path, capl
     assert (summary["teachers"], summary["label_sets"], summary["best"]) == (1, 1, "001")
     made = [path.name.partition("-")[0] for path in (tmp_path / "artifacts").iterdir()]
     assert all(made.count(stage) == 1 for stage in ("tokens", "teacher", "labels", "dmt"))
-    assert "made by another run; waiting for it" in caplog.text
+    assert re.search(r"made by run .cells-00\d. \(.*\) since .*; waiting for it", caplog.text)
     with open(tmp_path / "cells" / "sweep.csv") as file:
         failed, finished = csv.DictReader(file)
     assert failed["status"] == "failed"

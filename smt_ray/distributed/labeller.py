@@ -37,7 +37,7 @@ class Labeller:
         """
         clock = ray.get_actor(meter)
         clock.join.remote(name)
-        self.gang = Gang(spec, runtime, name, lambda: clock.rebuilt.remote(name))
+        self.gang: Gang = Gang(spec, runtime, name, lambda: clock.rebuilt.remote(name))
 
     def encode(self, inputs: NDArray[np.integer[Any]]) -> pa.Array:
         """Return the column `memory` of a batch of inputs (N, L)."""
@@ -81,7 +81,7 @@ def factory(
     names = [f"gang-{pipeline}-{number}" for number in range(runtime.gangs)]
     clock = f"meter-{pipeline}"
     with metered(run, labels, names, clock) as meter:
-        actor = ray.remote(Labeller).options(num_cpus=0, max_restarts=-1, max_task_retries=-1)
+        actor: Any = ray.remote(Labeller).options(num_cpus=0, max_restarts=-1, max_task_retries=-1)
         labellers = {name: actor.remote(spec, runtime, name, clock) for name in names}
         try:
             yield Factory(meter, labellers, schema)

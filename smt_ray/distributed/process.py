@@ -56,7 +56,7 @@ def _start(name: str, runtime: RuntimeConfig) -> tuple[Any, int]:
     """Start a process, and return it with its CPUs; while there is no room, ask for less."""
     cpus, waited = cpus_at_most(runtime, ray.nodes()), 0
     while True:
-        actor = ray.remote(_Process).options(num_cpus=cpus, num_gpus=1 if runtime.gpu else 0)
+        actor: Any = ray.remote(_Process).options(num_cpus=cpus, num_gpus=1 if runtime.gpu else 0)
         process = actor.remote()
         ready = process.ready.remote()
         while not ray.wait([ready], timeout=PATIENCE_S)[0]:

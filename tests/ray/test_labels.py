@@ -6,6 +6,7 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pyarrow as pa
@@ -150,7 +151,8 @@ def groups(state):
 
 def without_restarts():
     """Return the actors of which Ray notes, once in a process, that their arguments may be lost."""
-    logs = Path(ray._private.worker._global_node.get_logs_dir_path()).glob("python-core-*.log")
+    node: Any = ray._private.worker._global_node
+    logs = Path(node.get_logs_dir_path()).glob("python-core-*.log")
     pattern = r"Actor with class name: '(.*?)'.* has constructor arguments in the object store"
     return {name for log in logs for name in re.findall(pattern, log.read_text())}
 

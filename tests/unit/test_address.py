@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import grpc
 import pytest
@@ -15,6 +16,7 @@ from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 
 from smt_ray.distributed.address import HERE, cluster_address
 
+messages: Any = gcs_service_pb2
 VERSIONS = {"ray_version": ray.__version__, "python_version": platform.python_version()}
 
 
@@ -27,7 +29,7 @@ class Nodes(gcs_service_pb2_grpc.NodeInfoGcsServiceServicer):
     def GetClusterId(self, request, context):
         if self.refuses:
             context.abort(grpc.StatusCode.UNAUTHENTICATED, "no token")
-        return gcs_service_pb2.GetClusterIdReply(cluster_id=b"id")
+        return messages.GetClusterIdReply(cluster_id=b"id")
 
 
 class Values(gcs_service_pb2_grpc.InternalKVGcsServiceServicer):
@@ -38,7 +40,7 @@ class Values(gcs_service_pb2_grpc.InternalKVGcsServiceServicer):
 
     def InternalKVGet(self, request, context):
         assert (request.namespace, request.key) == (b"usage_stats", b"cluster_metadata")
-        return gcs_service_pb2.InternalKVGetReply(value=json.dumps(self.versions).encode())
+        return messages.InternalKVGetReply(value=json.dumps(self.versions).encode())
 
 
 @contextmanager

@@ -89,9 +89,10 @@ def test_written_token_shards_have_checksums(tmp_path):
     tokenizer = sources.load_tokenizer_of(config)
     unit = sources.plan(config)["validation"][0]
     (tmp_path / "validation").mkdir()
-    done = tokens._write_unit(unit, config, tokenizer, Location.of(tmp_path))
-    shard = Location.of(tmp_path / "validation" / done["names"][0])
-    assert len(labels._ids([shard])[0]) == done["rows"][0]
+    record = tokens.Work(config, tokenizer, Location.of(tmp_path))._write(unit, "mark")
+    ((name, rows),) = record.shards.items()
+    shard = Location.of(tmp_path / "validation" / name)
+    assert len(labels._ids([shard])[0]) == rows
     flip(shard.path, middle(shard, 0), 8)
     assert refused(labels._ids, [shard]).startswith(f"{shard}: the shard is damaged (")
 

@@ -75,10 +75,12 @@ def test_a_large_vocabulary_is_read_in_parts_to_the_same_gradients(batch, monkey
     vocabulary, loss = 50_257, LossConfig(horizon=4)
     rnn = random_weights(RNN(MODEL, vocabulary))
     memory = torch.randn(B, L, K, D)
+    inputs, targets = batch
 
     def norms():
         unrolled = unrolled_gradients(rnn, *batch)
-        return unrolled, supervised_gradients(memory, rnn.readout, rnn.cell, *batch, loss)
+        networks = (rnn.readout, rnn.cell)
+        return unrolled, supervised_gradients(memory, *networks, inputs, targets, loss)
 
     whole = norms()
     monkeypatch.setattr(foresight, "NUMBERS", 1 << 20)

@@ -79,6 +79,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         """Check every field."""
         require(bool(self.source), "data.source", repr(self.source), "must not be empty")
+        rule = "must name a data set, as hf:NAME or hf:DIR"
+        require(self.source != "hf:", "data.source", repr(self.source), rule)
         for name in ("subset", "revision"):
             rule = f"is for hf: sources, not {self.source!r}; leave it out"
             given = getattr(self, name)

@@ -136,8 +136,8 @@ def _find(config: DataConfig) -> list[str]:
         names = (file.path[len(root.path) + 1 :] for file in root.files(".py", recursive=True))
         return [name for name in names if INSTALLED.isdisjoint(name.split("/"))]
     base, pattern = _base(config)
-    if not pattern and not base.is_dir():
-        return [base.path] if base.exists() else []
+    if not base.is_dir():
+        return [base.path] if not pattern and base.exists() else []
     found = [path for path in listed(base, pattern) if pattern or format_of(path)]
     strange = next((path for path in found if path != path.encode(errors="replace").decode()), None)
     if strange:

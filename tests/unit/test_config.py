@@ -157,6 +157,7 @@ def test_an_unknown_field_of_a_dictionary_names_the_nearest():
         ("runtime.zero-stage", 4, "runtime.zero-stage=4: must be one of 0, 1, 2, 3"),
         # Its range.
         ("data.source", "", "data.source='': must not be empty"),
+        ("data.source", "hf:", "data.source='hf:': must name a data set, as hf:NAME or hf:DIR"),
         ("data.sequence-length", 1, "data.sequence-length=1: must be >= 2"),
         ("data.validation-fraction", 0.0, "data.validation-fraction=0.0: must be in (0, 0.5]"),
         ("data.validation-fraction", 0.6, "data.validation-fraction=0.6: must be in (0, 0.5]"),

@@ -90,7 +90,9 @@ def test_a_run_that_was_killed_and_stopped_ends_like_a_whole_one(tmp_path, caplo
     assert driver.returncode == 130, said
     stop = Checkpoint(checkpoints(harmed)[-1]).step
     lines = said.splitlines()
-    assert re.search(r"^dmt: lost a worker after step \d+; going on from step 20$", said, re.M)
+    lost = re.search(r"^dmt: lost a worker after step \d+; going on from step (\d+)$", said, re.M)
+    assert lost, said
+    assert lost[1] in {"0", "20"}  # the controller may not have noted the checkpoint of step 20 yet
     assert "SIGINT: saving a checkpoint, then stopping; once more ends at once" in lines
     assert lines[-1] == f"dmt: stopped at step {stop}; the same command goes on from there"
     assert "Traceback" not in said
@@ -100,10 +102,11 @@ def test_a_run_that_was_killed_and_stopped_ends_like_a_whole_one(tmp_path, caplo
 
     # The machine went down before the last checkpoint was on its disk.
     before, last = checkpoints(harmed)[-2:]
-    os.truncate(last / "weights-00001.safetensors", 100)
+    weights_of_rank_1 = last / "weights-00001.safetensors"
+    os.truncate(weights_of_rank_1, weights_of_rank_1.stat().st_size - 8)
     with caplog.at_level("INFO"):
         again = fit(program(tmp_path, str(tmp_path)), RUNTIME, Location.of(harmed))
-    reason = f"{last / 'weights-00001.safetensors'}: truncated"
+    reason = f"{weights_of_rank_1}: truncated"
     assert f"dmt: skipped an unfinished or damaged checkpoint: {reason}" in caplog.text
     assert f"going on from step {int(before.name[5:])} of {STEPS}" in caplog.text
     for rows, expected in zip(read_rows(harmed), (training, validation), strict=True):

@@ -4,7 +4,6 @@ Signals arrive in the main thread of a job's process. Ray takes both over at `ra
 takes SIGINT at every `fit`: `shielded` and `trainer.py` keep them here.
 """
 
-import atexit
 import contextlib
 import logging
 import os
@@ -13,8 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
-
-import psutil
 
 logger = logging.getLogger(__name__)
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -109,18 +106,6 @@ def shielded() -> Iterator[None]:
         if ours:
             _take()
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-
-
-def end_ray_at_exit() -> None:
-    """Kill the Ray that `shielded` started when this process ends: it ignores a polite request."""
-
-    def end() -> None:
-        for child in psutil.Process().children():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                if any("/ray/" in word for word in child.cmdline()):
-                    child.kill()
-
-    atexit.register(end)
 
 
 def asked() -> int:

@@ -16,7 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from smt_ray.config import RunConfig, RuntimeConfig, masked
 from smt_ray.data.storage import Location
 from smt_ray.distributed.address import cluster_address
-from smt_ray.distributed.interruption import end_ray_at_exit, shielded
+from smt_ray.distributed.interruption import shielded
 from smt_ray.distributed.local import join, start, usable_cpus
 from smt_ray.distributed.refusals import refusal
 from smt_ray.distributed.weights_and_biases import check_wandb
@@ -79,7 +79,6 @@ def connect(runtime: RuntimeConfig, runs: int = 1) -> None:
             join(address)
         else:
             start(max(usable_cpus(), runs * cpus_needed(runtime)), runs)
-            end_ray_at_exit()
 
 
 def beside_driver() -> NodeAffinitySchedulingStrategy:

@@ -27,6 +27,7 @@ class Meter:
         self._rebuilds, self._held = dict.fromkeys(gangs, 0), dict.fromkeys(gangs, 0)
         self._begun: dict[str, float] = {}
         self._ends: dict[str, list[tuple[float, int]]] = {}
+        self._labels = 0
 
     def join(self, gang: str) -> None:
         """Note that a gang is built; a second time, that it is built again by a new owner."""
@@ -54,6 +55,7 @@ class Meter:
         """Note that a batch has ended with so many labels."""
         self._held[gang] -= 1
         self._ends.setdefault(gang, []).append((time.monotonic(), labels))
+        self._labels += labels
         count("smt_ray_labels", self._run, STAGE, labels)
 
     def rate(self) -> float:
@@ -62,7 +64,7 @@ class Meter:
 
     def labels(self) -> int:
         """Return how many labels there are yet."""
-        return sum(labels for ends in self._ends.values() for _, labels in ends)
+        return self._labels
 
 
 @contextmanager
@@ -80,13 +82,14 @@ def metered(run: str, labels: int, gangs: list[str], name: str) -> Iterator[Any]
     """
     actor: Any = Meter
     meter = actor.options(name=name, scheduling_strategy=beside_driver()).remote(run, gangs)
-    known = 0
+    known, first = 0, (0, 0.0)  # the first labels that were seen, and when
 
     def look(view: View, now: float) -> None:
-        nonlocal known
-        done, rate, rebuilt = ray.get(
-            [meter.labels.remote(), meter.rate.remote(), meter.gangs.remote()]
-        )
+        nonlocal known, first
+        done, rebuilt = ray.get([meter.labels.remote(), meter.gangs.remote()])
+        if done and not first[0]:
+            first = (done, now)
+        rate = (done - first[0]) / (now - first[1]) if done > first[0] else 0.0
         if (rebuilds := sum(rebuilt.values())) > known:
             known = rebuilds
             logger.warning("%s: lost a rank; its gang is built again (%d in all)", STAGE, known)

@@ -40,6 +40,8 @@ def ray_session() -> Iterator[None]:
     """Start one local Ray for all tests that ask for it; logical CPUs may exceed the cores."""
     import ray
 
+    # Ray Train looks for reports more often, here and in its workers: each report waits for it.
+    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.25"
     ray.init(
         num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING
     )

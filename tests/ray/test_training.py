@@ -26,12 +26,6 @@ ROOT = Path(__file__).parents[2]
 VALIDATE = CONFIG.dmt.train.validate_every
 
 
-@pytest.fixture(autouse=True)
-def _prompt(monkeypatch):
-    """Let Ray Train look for reports more often: each one waits for it."""
-    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
-
-
 def read_rows(directory):
     """Return the figures of metrics.jsonl but times: rows of training, and of validation."""
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]

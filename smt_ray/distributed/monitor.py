@@ -3,7 +3,7 @@
 import logging
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -91,7 +91,7 @@ def monitored(run: str) -> Iterator[Any]:
         The board, for rank 0's `Reporter`.
     """
     board: Any = Board.options(  # type: ignore[attr-defined]
-        name=f"{_prefix(run)}/{uuid.uuid4().hex}",
+        name=f"{_prefix(run)}{uuid.uuid4().hex}",
         namespace=NAMESPACE,
         scheduling_strategy=beside_driver(),
     ).remote()
@@ -122,16 +122,16 @@ def monitored(run: str) -> Iterator[Any]:
             ray.kill(board)
 
 
-def stop_trainings(run: str, wait_s: float) -> None:
-    """Ask all trainings of runs whose names begin with `run` to save and stop; wait until they did.
+def stop_trainings(runs: Iterable[str], wait_s: float) -> None:
+    """Ask all trainings of these runs to save and stop; wait until they did.
 
     Args:
-        run: beginning of the runs' names.
+        runs: the runs' names.
         wait_s: longest wait in seconds.
     """
-    until = time.monotonic() + wait_s
+    until, prefixes = time.monotonic() + wait_s, tuple(map(_prefix, runs))
     asked: set[str] = set()
-    while (boards := _boards(run)) and time.monotonic() < until:
+    while (boards := _boards(prefixes)) and time.monotonic() < until:
         for name in boards - asked:
             with suppress(ValueError):  # it has ended meanwhile
                 ray.get_actor(name, namespace=NAMESPACE).request_stop.remote()
@@ -139,10 +139,10 @@ def stop_trainings(run: str, wait_s: float) -> None:
         time.sleep(EVERY_S)
 
 
-def _boards(run: str) -> set[str]:
+def _boards(prefixes: tuple[str, ...]) -> set[str]:
     named = ray.util.list_named_actors(all_namespaces=True)
-    return {actor["name"] for actor in named if actor["name"].startswith(_prefix(run))}
+    return {actor["name"] for actor in named if actor["name"].startswith(prefixes)}
 
 
 def _prefix(run: str) -> str:
-    return f"board/{run}"
+    return f"board/{run}/"

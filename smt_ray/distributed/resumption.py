@@ -23,7 +23,8 @@ CHECKPOINTS = "step-"
 def last_whole(directory: Location, stage: str) -> int:
     """Leave the whole checkpoints of a training alone in Ray Train's record of it.
 
-    A damaged one is named in a line and removed: its name is needed again.
+    A damaged one is named in a line and removed: its name is needed again. A storage that does not
+    answer is an error, not a damage.
 
     Args:
         directory: where Ray Train keeps the training.
@@ -31,6 +32,9 @@ def last_whole(directory: Location, stage: str) -> int:
 
     Returns:
         The step of the latest checkpoint, 0 without one.
+
+    Raises:
+        OSError: if the storage cannot be read.
     """
     results = []
     for place in _checkpoints(directory):
@@ -43,7 +47,7 @@ def last_whole(directory: Location, stage: str) -> int:
     if results:
         record.write_json(_record(results))
     elif record.exists():
-        record.filesystem.delete_file(record.path)
+        record.delete()
     return max((result["metrics"]["step"] for result in results), default=0)
 
 
@@ -61,7 +65,7 @@ def _result(place: Location) -> dict[str, Any]:
         state = (place / STATE).read_json()
         metrics = {"step": state["step"], "validation/loss": state["loss"]}
         ranks = range(state["world"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{place / STATE}: missing, or not of a checkpoint") from error
     for rank in ranks:
         _check_tensors(place / f"weights-{rank:05d}.safetensors")
@@ -78,14 +82,15 @@ def _check_tensors(file: Location) -> None:
         ValueError: naming the file.
     """
     try:
+        size = file.size()
         with file.open() as handle:
             (length,) = struct.unpack("<Q", handle.read(8))
-            header = json.loads(handle.read(length))
+            header = json.loads(handle.read(min(length, size)))
         ends = [
             entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"
         ]
-        whole = file.size() == 8 + length + max(ends, default=0)
-    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+        whole = size == 8 + length + max(ends, default=0)
+    except (FileNotFoundError, ValueError, KeyError, TypeError, struct.error) as error:
         raise ValueError(f"{file}: missing or damaged") from error
     if not whole:
         raise ValueError(f"{file}: truncated")

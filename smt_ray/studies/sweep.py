@@ -202,7 +202,8 @@ class Sweep:
             try:
                 tuner.fit()
             except Stopped:
-                stop_trainings(f"{self.options.run.name}-", SAVE_S)
+                name = self.options.run.name
+                stop_trainings([f"{name}-{entry.id}" for entry in self.records.all()], SAVE_S)
                 raise
 
     def _at_once(self, runtime: RuntimeConfig) -> int:

@@ -56,6 +56,10 @@ def flip_header(file):
     file.write_bytes(content[:8] + b"?" + content[9:])
 
 
+def flip_length(file):
+    file.write_bytes(b"\xff" * 8 + file.read_bytes()[8:])
+
+
 TENSORS = ("weights-00000.safetensors", "weights-00001.safetensors", "stream-00000.safetensors")
 
 
@@ -63,6 +67,7 @@ TENSORS = ("weights-00000.safetensors", "weights-00001.safetensors", "stream-000
     ("name", "harm"),
     [
         *itertools.product((*TENSORS, "state.json"), (cut, empty, flip_header)),
+        *itertools.product(TENSORS, (flip_length,)),
         *itertools.product((*TENSORS[:2], "state.json"), (os.remove,)),  # few streams have a state
     ],
 )
@@ -90,3 +95,13 @@ def test_without_a_checkpoint_there_is_no_record_and_the_first_step_is_next(plac
     assert last_whole(Location.of(place), "dmt") == 0
     assert list(place.iterdir()) == []
     assert last_whole(Location.of(place / "none"), "dmt") == 0
+
+
+def test_a_storage_that_does_not_answer_costs_no_checkpoint(place):
+    file = place / "step-000000020" / "state.json"
+    file.unlink()
+    file.symlink_to(file.name)  # reading it fails, though the name is there
+    with pytest.raises(OSError, match="symbolic links") as caught:
+        last_whole(Location.of(place), "dmt")
+    assert not isinstance(caught.value, FileNotFoundError)
+    assert file.parent.exists()

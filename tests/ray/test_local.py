@@ -35,7 +35,7 @@ LAUNCHER = {
 
 def listening(process: psutil.Process) -> list[tuple[str, str]]:
     """Return the addresses that a process listens on, each with what it is."""
-    name = " ".join(process.cmdline())[:80]
+    name = " ".join(process.cmdline())
     found = process.net_connections("inet")
     return [(at.laddr.ip, name) for at in found if at.status == psutil.CONN_LISTEN]
 

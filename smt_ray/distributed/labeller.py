@@ -45,7 +45,7 @@ class Labeller:
 
 
 class Factory:
-    """The gangs of one pipeline, as a function of Ray Data's tasks."""
+    """The gangs, as a function of Ray Data's tasks."""
 
     def __init__(self, meter: Any, labellers: dict[str, Any], schema: pa.Schema) -> None:
         """Label rows of `schema` by actors, by the names of their gangs."""

@@ -7,8 +7,9 @@ run that goes on skips them. Legend: N rows, L sequence, K memory tokens, D widt
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +17,7 @@ import ray
 import torch
 from numpy.typing import NDArray
 from ray.data import DataContext, ExecutionResources, TaskPoolStrategy
-from ray.data.checkpoint import CheckpointConfig
+from ray.data.checkpoint import CheckpointConfig, CheckpointManager
 
 from smt_ray.config import RunConfig, RuntimeConfig
 from smt_ray.data.shards import (
@@ -32,7 +33,7 @@ from smt_ray.data.shards import (
 )
 from smt_ray.data.storage import Location
 from smt_ray.distributed.gang import EncoderSpec
-from smt_ray.distributed.labeller import factory
+from smt_ray.distributed.labeller import Factory, factory
 from smt_ray.objectives.objective import hashed
 
 SPLITS = ("train", "validation")
@@ -83,33 +84,32 @@ def write_labels(
         "encoder": encoder,
         "vocabulary": vocabulary,
     }
-    shards, ids = {}, {}
-    for split in SPLITS:
-        source = tokens / split
+    splits = []
+    for name in SPLITS:
         expected = {"sequence_length": length, "vocabulary": vocabulary}
-        manifest = open_shards(source, "tokens", **expected)
+        manifest = open_shards(tokens / name, "tokens", **expected)
         fields["targets"] = manifest.get("targets", False)
-        shards[split] = [source / name for name in manifest["shards"]]
-        ids[split] = _chosen(config, split, _ids(shards[split]))
-    rates, rebuilds = dict.fromkeys(SPLITS, 0.0), 0
-    for split in SPLITS:
-        directory = target / split
-        if not (directory / MANIFEST).exists():
-            progress = target / "progress" / split
-            schema = label_schema(
-                length, model.memory_tokens, model.width, spec.dtype, targets=fields["targets"]
-            )
-            missing = length * (len(ids[split]) - _written(directory))
-            pipeline = (shards[split], directory, progress, missing)
-            rates[split], lost = _label(config, spec, schema, *pipeline)
-            rebuilds += lost
-            _write_manifest(directory, fields, ids[split])
+        shards = [tokens / name / shard for shard in manifest["shards"]]
+        ids = _chosen(config, name, _ids(shards))
+        splits.append(_Split(shards, target / name, target / "progress" / name, ids))
+    unfinished = [split for split in splits if not (split.directory / MANIFEST).exists()]
+    rate, rebuilds = _label(config, spec, fields, unfinished)
     return {
-        "labels": length * sum(map(len, ids.values())),
-        "labels_per_s": rates["train"],
+        "labels": length * sum(len(split.ids) for split in splits),
+        "labels_per_s": rate,
         "gang_rebuilds": rebuilds,
         "seconds": time.monotonic() - began,
     }
+
+
+@dataclass(frozen=True)
+class _Split:
+    """One split: token shards, where labels and Ray Data's notes go, the sequences to label."""
+
+    tokens: list[Location]
+    directory: Location
+    progress: Location
+    ids: Ids
 
 
 def keep(ids: Ids, fraction: float) -> NDArray[np.bool_]:
@@ -121,33 +121,49 @@ def keep(ids: Ids, fraction: float) -> NDArray[np.bool_]:
 
 
 def _label(
-    config: RunConfig,
-    spec: EncoderSpec,
-    schema: pa.Schema,
-    tokens: list[Location],
-    directory: Location,
-    progress: Location,
-    missing: int,
+    config: RunConfig, spec: EncoderSpec, fields: Manifest, splits: list[_Split]
 ) -> tuple[float, int]:
-    """Write the label shards of one split, of which so many labels are missing.
+    """Write label shards and manifests of the splits.
 
     Returns:
-        Labels per second, and gangs built again.
+        Labels per second in the training split, and gangs built again.
     """
-    runtime = config.runtime
+    runtime, length = config.runtime, config.data.sequence_length
+    shape = (spec.model.memory_tokens, spec.model.width, spec.dtype)
+    schema = label_schema(length, *shape, targets=fields["targets"])
+    left = [
+        (split, written)
+        for split in splits
+        if len(written := _written(runtime, split)) < len(split.ids)
+    ]
+    missing = length * sum(len(split.ids) - len(written) for split, written in left)
+    rate, rebuilds = 0.0, 0
+    if left:
+        with factory(config.name, spec, runtime, schema, missing) as labelled:
+            for split, written in left:
+                _stream(config, labelled, split, written)
+                if split.directory.name == "train":
+                    rate = ray.get(labelled.meter.rate.remote())
+            rebuilds = sum(ray.get(labelled.meter.gangs.remote()).values())
+    for split in splits:
+        _write_manifest(split.directory, fields, split.ids)
+    return rate, rebuilds
+
+
+def _stream(config: RunConfig, labelled: Factory, split: _Split, written: Ids) -> None:
+    """Stream the token shards of a split through the gangs into label shards."""
+    runtime, schema = config.runtime, labelled.schema
     lists = sum(field.type.list_size for field in schema if pa.types.is_fixed_size_list(field.type))
     row_bytes = 4 * lists + schema.field("memory").type.byte_width
     batches = max(1, SHARD_BYTES // (row_bytes * runtime.gang_batch))
-    made = factory(config.name, spec, runtime, schema, missing)
-    with made as labelled, DataContext.current(_context(runtime, progress)):
-        paths = [shard.path for shard in tokens]
+    chosen = partial(_choose, fraction=config.labels.fraction, written=ray.put(written))
+    paths = [shard.path for shard in split.tokens]
+    with DataContext.current(_context(runtime, split.progress)):
         rows = ray.data.read_parquet(
-            paths, filesystem=tokens[0].filesystem, fragment_scan_options=VERIFIED
+            paths, filesystem=split.tokens[0].filesystem, fragment_scan_options=VERIFIED
         )
         rows = rows.select_columns(schema.names[:-1])
-        if config.labels.fraction < 1:
-            some = partial(_keep, fraction=config.labels.fraction)
-            rows = rows.map_batches(some, batch_format="pyarrow", batch_size=None)
+        rows = rows.map_batches(chosen, batch_format="pyarrow", batch_size=None)
         rows.repartition(target_num_rows_per_block=batches * runtime.gang_batch).map_batches(
             labelled,
             batch_size=runtime.gang_batch,
@@ -155,49 +171,68 @@ def _label(
             num_cpus=0,
             compute=TaskPoolStrategy(size=IN_FLIGHT * runtime.gangs),
         ).write_parquet(
-            directory.path,
-            filesystem=directory.filesystem,
+            split.directory.path,
+            filesystem=split.directory.filesystem,
             schema=schema,
             row_group_size=row_group_rows(row_bytes),
             **CHECKSUMS,
             ray_remote_args={"num_cpus": 0},
         )
-        rate, gangs = ray.get([labelled.meter.rate.remote(), labelled.meter.gangs.remote()])
-    return rate, sum(gangs.values())
 
 
 def _context(runtime: RuntimeConfig, progress: Location) -> DataContext:
     """Return a context for one split's pipeline: what is done, and what the gangs leave free.
 
-    Beside the gangs' CPUs it needs two: one for the actor that skips finished rows (which asks for
-    1 GiB, too), one for the tasks that list, read and cut. Writers ask for none, so that the end of
-    the stream is never starved by its beginning.
+    Beside the gangs' CPUs it needs one, for the tasks that list, read and cut. Writers ask for
+    none, so that the end of the stream is never starved by its beginning.
     """
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False  # without a terminal: 20 lines every 10 seconds
+    context.use_datasource_v2 = False  # it starts ten actors to read footers
     context.checkpoint_config = CheckpointConfig(
         id_column="sequence_id",
         checkpoint_path=progress.path,
         override_filesystem=progress.filesystem,
         delete_checkpoint_on_success=False,
+        checkpoint_manager_cls=_Notes,
     )
     free = ray.cluster_resources().get("CPU", 0) - runtime.gangs * runtime.gang_ranks
     context.execution_options.resource_limits = ExecutionResources.for_limits(cpu=max(1.0, free))
     return context
 
 
-def _keep(batch: pa.Table, fraction: float) -> pa.Table:
-    return batch.filter(pa.array(keep(batch["sequence_id"].to_numpy(), fraction)))
+class _Notes(CheckpointManager):
+    """Ray Data's notes of what is written, without its filter: `_choose` skips written rows.
+
+    The filter is an actor whose arguments are objects: it cannot be restarted once they are lost,
+    asks for 1 GiB, and takes a process.
+    """
+
+    def load_checkpoint(
+        self, data_file_dir: str | None = None, data_file_filesystem: Any = None
+    ) -> tuple[None, int]:
+        """Remove shards that an interruption left half written."""
+        self._clean_pending_checkpoints(data_file_dir, data_file_filesystem)
+        return None, 0
 
 
-def _written(directory: Location) -> int:
-    """Return how many sequences the label shards of an earlier try have."""
-    count = 0
-    for shard in directory.files(".parquet"):
-        # One that a kill has cut off is removed by Ray Data, and its sequences are labelled again.
-        with suppress(pa.ArrowInvalid, OSError), shard.open() as file:
-            count += open_parquet(file).metadata.num_rows
-    return count
+def _written(runtime: RuntimeConfig, split: _Split) -> Ids:
+    """Return the identities that an earlier try has labelled, sorted; remove what it left half."""
+    directory, context = split.directory, _context(runtime, split.progress)
+    if directory.exists() and context.checkpoint_config:
+        notes = _Notes(checkpoint_config=context.checkpoint_config, data_context=context)
+        notes.load_checkpoint(directory.path, directory.filesystem)
+    return np.sort(np.concatenate([split.ids[:0], *_ids(directory.files(".parquet"))]))
+
+
+def _choose(batch: pa.Table, fraction: float, written: Any) -> pa.Table:
+    """Return the rows of a batch that are among the fraction, and not among those written."""
+    ids = batch["sequence_id"].to_numpy()
+    chosen = keep(ids, fraction)
+    if len(done := ray.get(written)):
+        nearest = done[np.minimum(np.searchsorted(done, ids), len(done) - 1)]
+        chosen &= nearest != ids
+    return batch.filter(pa.array(chosen))
 
 
 def _ids(shards: list[Location]) -> list[Ids]:

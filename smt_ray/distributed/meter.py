@@ -18,7 +18,7 @@ STAGE = "labels"
 
 @ray.remote(num_cpus=0)
 class Meter:
-    """Knows a split's gangs, deals batches out to them, and clocks these."""
+    """Knows the gangs, deals batches out to them, and clocks these."""
 
     def __init__(self, run: str, gangs: list[str]) -> None:
         """Start with nothing labelled by `run`, whose gangs have these names."""
@@ -69,7 +69,7 @@ class Meter:
 
 @contextmanager
 def metered(run: str, labels: int, gangs: list[str], name: str) -> Iterator[Any]:
-    """Show the progress of a split's pipeline on the terminal, rebuilt gangs included.
+    """Show the progress of the labels on the terminal, rebuilt gangs included.
 
     Args:
         run: name of the run.

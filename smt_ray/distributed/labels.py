@@ -181,10 +181,11 @@ def _stream(config: RunConfig, labelled: Factory, split: _Split, written: Ids) -
 
 
 def _context(runtime: RuntimeConfig, progress: Location) -> DataContext:
-    """Return a context for one split's pipeline: what is done, and what the gangs leave free.
+    """Return a context for one split's pipeline: what is done, and how many CPUs may read.
 
-    Beside the gangs' CPUs it needs one, for the tasks that list, read and cut. Writers ask for
-    none, so that the end of the stream is never starved by its beginning.
+    Tasks that read and cut get one CPU more than there are gangs: a gang is far slower than its
+    reader, and each task is a process. Writers ask for none, so that the end of the stream is never
+    starved by its beginning.
     """
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False  # without a terminal: 20 lines every 10 seconds
@@ -197,7 +198,8 @@ def _context(runtime: RuntimeConfig, progress: Location) -> DataContext:
         checkpoint_manager_cls=_Notes,
     )
     free = ray.cluster_resources().get("CPU", 0) - runtime.gangs * runtime.gang_ranks
-    context.execution_options.resource_limits = ExecutionResources.for_limits(cpu=max(1.0, free))
+    readers = max(1.0, min(free, 1.0 + runtime.gangs))
+    context.execution_options.resource_limits = ExecutionResources.for_limits(cpu=readers)
     return context
 
 

@@ -57,6 +57,7 @@ def start(cpus: int, runs: int) -> None:
     # Processes that Ray starts at once, the cores by default; it warns of four times as many.
     at_once = cpus + 4 * runs
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(at_once))
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # no cluster tells of it
     for library in ("GLOO", "NCCL"):
         os.environ.setdefault(f"{library}_SOCKET_IFNAME", _interface())
     for name in LAUNCHER:

@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Iterator
 
+import joblib
 import pytest
 import torch
 from jaxtyping import install_import_hook
@@ -24,6 +25,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Let `-n auto` start as many processes as this one may use CPUs."""
+    return joblib.cpu_count()
+
+
 @pytest.fixture
 def update_golden(request: pytest.FixtureRequest) -> bool:
     """Whether golden files are to be rewritten rather than compared."""
@@ -42,6 +48,7 @@ def ray_session() -> Iterator[None]:
 
     # Ray Train looks for reports more often, here and in its workers: each report waits for it.
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.25"
+    os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
     ray.init(
         num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING
     )

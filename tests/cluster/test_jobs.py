@@ -1,8 +1,10 @@
 """Job submission from start to end: a head with a token, a job that is stopped and goes on."""
 
 import json
+import re
 import sysconfig
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -106,6 +108,29 @@ def test_a_stopped_job_saves_and_goes_on_and_another_config_needs_overwrite(head
     said = head.submit("fourth", *other, "--overwrite")
     assert head.end_of("fourth") == "succeeded", said
     assert made.items() < finished(storage).items()
+
+
+def test_two_jobs_on_one_storage_share_what_both_need(head, text, tmp_path):
+    """The second waits for the first one's stages, and makes what is its own."""
+    storage = tmp_path / "storage"
+    command = ("python", "jobs/pretrain_lm.py", "--storage", storage, "--data.source", text)
+    words = (*command, *ARGUMENTS, "--teacher.steps", "100", "--teacher.validate-every", "100")
+    own = {"one": (), "two": ("--transition.train.steps", "6")}
+
+    def submit(name: str) -> str:
+        return head.submit(name, *words, "--name", name, *own[name])
+
+    with ThreadPoolExecutor(2) as pool:
+        said = "".join(pool.map(submit, own))
+    assert [head.end_of(name) for name in own] == ["succeeded"] * 2, said
+    assert re.search(r"made by run '(one|two)' \(.*\) since .*; waiting for it", said)
+    assert "Traceback" not in said
+    made = [name.partition("-")[0] for name in finished(storage)]
+    assert all(made.count(stage) == 1 for stage in ("tokens", "teacher", "labels")), made
+    assert all(made.count(stage) == 2 for stage in ("transition", "dmt", "export")), made
+    (metrics,) = storage.glob("artifacts/teacher-*/metrics.jsonl")
+    steps_made = [row["step"] for row in map(json.loads, metrics.read_text().splitlines())]
+    assert steps_made == sorted(steps_made)
 
 
 def steps(storage: Path) -> int:

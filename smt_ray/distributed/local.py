@@ -52,7 +52,7 @@ def start(cpus: int, runs: int) -> None:
         runs: runs that it serves at once.
 
     Raises:
-        ValueError: if its files or sockets find no place.
+        ValueError: if its files or sockets find no place, or it does not start in time.
     """
     # Processes that Ray starts at once, the cores by default; it warns of four times as many.
     at_once = cpus + 4 * runs
@@ -77,6 +77,13 @@ def start(cpus: int, runs: int) -> None:
             f"RAY_TMPDIR={place.removesuffix('/ray')}: Ray cannot start there ({reason}); give "
             "RAY_TMPDIR a short directory that can be written"
         ) from None
+    except Exception as error:
+        if type(error) is not Exception:  # Ray's for a start that took over 30 s
+            raise
+        raise ValueError(
+            f"Ray did not start in time ({' '.join(str(error).split())}); this machine is too "
+            "busy; when it is less so, the same command goes on"
+        ) from error
 
 
 def _interface() -> str:

@@ -138,7 +138,7 @@ def weights(job: Job) -> dict[str, str]:
 
 def labels(job: Job, split: str) -> pa.Table:
     """Return the labels of a split, sorted by their sequences."""
-    files = [file for file in job.files("labels", ".parquet") if file.parent.name == split]
+    files = (job.artifact("labels") / split).files(".parquet")
     tables = [pq.read_table(file.path, filesystem=file.filesystem) for file in files]
     return pa.concat_tables(tables).sort_by("sequence_id")
 

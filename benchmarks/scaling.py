@@ -22,7 +22,7 @@ from typing import Any
 
 from smt_ray.config import RunConfig
 from smt_ray.data.storage import Location
-from smt_ray.distributed.session import configure_logging
+from smt_ray.logs import configure_logging
 from smt_ray.presets import paper
 from smt_ray.studies.cost import Stage, cost, stages_of
 from smt_ray.studies.measurements import Measurement, Point, measurements

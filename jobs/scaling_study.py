@@ -12,7 +12,7 @@ import tyro
 
 from smt_ray.command_line import GOES_ON, Options, parse_run, reported
 from smt_ray.config import RunConfig
-from smt_ray.distributed.session import configure_logging
+from smt_ray.logs import configure_logging
 from smt_ray.recipes import on_source
 from smt_ray.studies.measurements import INTERVALS, measurements
 from smt_ray.studies.quality import trials

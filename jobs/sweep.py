@@ -7,8 +7,8 @@ import logging
 import sys
 
 from smt_ray.command_line import GOES_ON, reported
-from smt_ray.distributed.session import configure_logging
 from smt_ray.evaluation.leaderboard import terminal_table
+from smt_ray.logs import configure_logging
 from smt_ray.studies.options import Sweeper
 from smt_ray.studies.sweep import Sweep
 

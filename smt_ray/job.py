@@ -4,10 +4,8 @@ from collections.abc import Callable, Sequence
 
 from smt_ray.command_line import GOES_ON, Options, reported
 from smt_ray.data.storage import Location
-from smt_ray.distributed.session import configure_logging
 from smt_ray.evaluation.table import summary_table
-from smt_ray.pipeline import run
-from smt_ray.planning import plan
+from smt_ray.logs import configure_logging
 
 
 def run_job(parse: Callable[[Sequence[str]], Options], arguments: Sequence[str]) -> str:
@@ -19,8 +17,13 @@ def run_job(parse: Callable[[Sequence[str]], Options], arguments: Sequence[str])
     configure_logging()
     with reported(GOES_ON):
         options = parse(arguments)
+        # Imported late: `--help` and a mistake in the arguments need not wait for Ray.
         if options.plan:
+            from smt_ray.planning import plan
+
             return plan(options.run)
+        from smt_ray.pipeline import run
+
         summary = run(options.run, overwrite=options.overwrite)
     directory = Location.of(options.run.storage) / options.run.name
     places = f"report: {directory / 'report.html'}\nmodel:  {directory / 'rnn'}"

@@ -13,7 +13,7 @@ import ray
 from ray.util import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from smt_ray.config import RunConfig, RuntimeConfig, masked
+from smt_ray.config import RunConfig, RuntimeConfig
 from smt_ray.data.storage import Location
 from smt_ray.distributed.address import cluster_address
 from smt_ray.distributed.interruption import shielded
@@ -33,23 +33,6 @@ WORKER_ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
 }
-
-
-def configure_logging() -> None:
-    """Send the project's log lines to stderr as they are."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(_Masking("%(message)s"))
-    root = logging.getLogger("smt_ray")
-    root.handlers, root.propagate = [handler], False
-    root.setLevel(logging.INFO)
-
-
-class _Masking(logging.Formatter):
-    """Masks the credentials of URIs."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the line, or lines where there is a traceback."""
-        return masked(super().format(record))
 
 
 def cpus_needed(runtime: RuntimeConfig) -> int:

@@ -17,8 +17,8 @@ from smt_ray.config import DataConfig, DmtConfig, RunConfig, RuntimeConfig, Trai
 from smt_ray.data.reader import Stream
 from smt_ray.data.storage import Location
 from smt_ray.distributed.programs import DmtProgram
-from smt_ray.distributed.session import configure_logging
 from smt_ray.distributed.trainer import fit
+from smt_ray.logs import configure_logging
 from smt_ray.objectives.teacher import Teacher
 from smt_ray.objectives.transition import Transition
 from tests.samples import MODEL, VOCABULARY, random_weights, rows, write

@@ -14,8 +14,8 @@ from smt_ray.data.artifacts import make
 from smt_ray.data.storage import Location
 from smt_ray.data.tokenizers import load_tokenizer
 from smt_ray.distributed.claims import claimed
-from smt_ray.distributed.session import configure_logging
 from smt_ray.evaluation.study import Study, write_study
+from smt_ray.logs import configure_logging
 from smt_ray.pipeline import run
 from smt_ray.planning import plan
 from smt_ray.run_directory import check_same_run

@@ -14,7 +14,7 @@ PROGRAM = """
 import sys, time
 from smt_ray.command_line import GOES_ON, reported
 from smt_ray.distributed import interruption
-from smt_ray.distributed.session import configure_logging
+from smt_ray.logs import configure_logging
 
 configure_logging()
 with reported(GOES_ON):

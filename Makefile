@@ -37,7 +37,7 @@ pretrain: $(STAMP) ## train an RNN: the whole chain on the embedded default data
 
 # Status 5: none of the tests that ARGS names are of this kind.
 test: $(STAMP) ## run the test suite without the slow cluster tests
-	@$(BIN)/python -m pytest -m "not (ray or cluster or gpu)" -n auto --dist loadgroup $(ARGS) || [ $$? = 5 ]
+	@$(BIN)/python -m pytest -m "not (ray or cluster or gpu)" -n auto --dist loadfile $(ARGS) || [ $$? = 5 ]
 	@$(BIN)/python -m pytest -m "ray and not (cluster or gpu)" $(ARGS) || [ $$? = 5 ]
 
 test-cluster: $(STAMP) ## run the slow tests: jobs on a Ray head of their own

@@ -27,7 +27,7 @@ from smt_ray.objectives.transition import Transition
 from tests.dist.ranks import Runs, launch, train
 from tests.samples import MODEL, VOCABULARY, random_weights, rows, write
 
-pytestmark = [pytest.mark.dist, pytest.mark.xdist_group("dist")]  # one process starts the ranks
+pytestmark = pytest.mark.dist
 
 L, HALF, STEPS, STAGES, ENDS = 8, 4, 8, (0, 1, 2, 3), (0, 3)
 CLIP = 0.05

@@ -48,7 +48,7 @@ def ray_session() -> Iterator[None]:
 
     # Ray Train looks for reports more often, here and in its workers: each report waits for it.
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.25"
-    os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
+    os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # as in a Ray of a run's own
     ray.init(
         num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING
     )

@@ -62,7 +62,6 @@ def test_fine_tuning_begins_with_the_rnn_of_dmt_and_all_that_unrolls_is_reported
     tmp_path, monkeypatch
 ):
     monkeypatch.setattr(job, "configure_logging", lambda: None)  # it is for the whole process
-    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
     words = [*WORDS, f"--storage=file://{tmp_path}?secret_key=hush"]
     config = parse(words).run
     prepare(config)

@@ -16,8 +16,7 @@ STEPS = 8
 WANTED = {"labels-base-1", "transition-weak-2"}
 
 
-def test_points_are_measured_once(tmp_path, monkeypatch):
-    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
+def test_points_are_measured_once(tmp_path):
     letters = random.Random(0)
     for name in range(12):
         text = "".join(letters.choices("abcd ", k=4000))

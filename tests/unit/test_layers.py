@@ -110,3 +110,8 @@ def test_package_imports_nothing_heavy():
 def test_lower_layers_leave_ray_and_deepspeed_unloaded():
     lower = [name for name in _modules() if (_layer(name) or 0) > CLUSTER_LAYER]
     assert not _loaded("smt_ray", *lower) & CLUSTER
+
+
+def test_training_jobs_read_their_arguments_without_ray():
+    jobs = [f"jobs.{name}" for name in ("pretrain_lm", "pretrain_pixels", "solve_task")]
+    assert not _loaded(*jobs) & CLUSTER

@@ -16,8 +16,8 @@ from torch import Tensor
 from benchmarks.timer import now
 from smt_ray.config import TrainConfig
 from smt_ray.data.reader import Batch, Stream
-from smt_ray.distributed.loop import learning_rate
 from smt_ray.objectives.objective import Objective
+from smt_ray.train.loop import learning_rate
 
 Trained = TypeVar("Trained", bound=Objective, contravariant=True)
 FINE = 10_000

@@ -30,7 +30,7 @@ from smt_ray.data.reader import Batch, Stream
 from smt_ray.objectives.bptt import Bptt
 from smt_ray.objectives.dmt import Dmt
 from smt_ray.objectives.objective import hashed
-from smt_ray.recipes import on_task
+from smt_ray.pipeline.recipes import on_task
 from smt_ray.tasks import TASKS
 
 OURS = ("smt", "smt_curriculum", "smt_finetune", "smt_unrolled", "smt_unrolled_curriculum")

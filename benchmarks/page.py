@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib import rc_context
 
 from benchmarks.pool import Result
-from smt_ray.evaluation.plots import SERIES, STYLE, new_figure
+from smt_ray.report.plots import SERIES, STYLE, new_figure
 
 DOCS = Path(__file__).parents[1] / "docs"
 CURVES = {

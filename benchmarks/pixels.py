@@ -39,11 +39,11 @@ from benchmarks.smt import (
     train_teacher,
 )
 from smt_ray.config import BpttConfig
-from smt_ray.data.pixels import DIGITS
+from smt_ray.data.images import DIGITS
 from smt_ray.data.sources import image_shape
 from smt_ray.objectives.bptt import Bptt
 from smt_ray.objectives.dmt import Dmt
-from smt_ray.recipes import on_pixels
+from smt_ray.pipeline.recipes import on_pixels
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "pixels"
 SECONDS = 300.0

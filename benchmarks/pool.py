@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from benchmarks.timer import now, timer
-from smt_ray.distributed.session import WORKER_ENVIRONMENT
+from smt_ray.cluster.session import WORKER_ENVIRONMENT
 
 Result = dict[str, Any]
 CONCURRENT = 2

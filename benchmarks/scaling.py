@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from smt_ray.config import RunConfig
+from smt_ray.config.presets import paper
 from smt_ray.data.storage import Location
-from smt_ray.logs import configure_logging
-from smt_ray.presets import paper
 from smt_ray.studies.cost import Stage, cost, stages_of
 from smt_ray.studies.measurements import Measurement, Point, measurements
 from smt_ray.studies.scenario import Scenario
 from smt_ray.studies.throughput import Throughput
+from smt_ray.terminal import configure_logging
 
 VOCABULARY = 256
 STAGES = ("teacher", "labels", "transition")

@@ -16,7 +16,7 @@ from benchmarks.timer import now
 from smt_ray.config import BpttConfig, DmtConfig, ModelConfig, RunConfig, TrainConfig
 from smt_ray.data.reader import Batch, Stream
 from smt_ray.data.windows import Windows
-from smt_ray.evaluation.foresight import foresight
+from smt_ray.evaluation.next_k import foresight
 from smt_ray.evaluation.scores import Drift, Score, compare, score_rollouts
 from smt_ray.model.encoder import Encoder
 from smt_ray.model.rnn import RNN

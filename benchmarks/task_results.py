@@ -9,7 +9,7 @@ from benchmarks import rates
 from benchmarks.cells import CONTROLLED, FINETUNE, OURS, SECONDS, SOLVED
 from benchmarks.page import CURVES, draw, seeds, spread, spread_of, table
 from benchmarks.pool import Result
-from smt_ray.recipes import on_task
+from smt_ray.pipeline.recipes import on_task
 
 Panels = dict[str, dict[str, Sequence[Sequence[float]]]]
 AT_A_GLANCE = {

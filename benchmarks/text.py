@@ -35,7 +35,7 @@ from smt_ray.evaluation.ngrams import NgramModel
 from smt_ray.model.encoder import build_encoder
 from smt_ray.model.rnn import RNN
 from smt_ray.objectives.dmt import Dmt
-from smt_ray.recipes import on_text
+from smt_ray.pipeline.recipes import on_text
 
 TOKENS_A_STEP = 1024
 """Inputs in a step of every method and length."""

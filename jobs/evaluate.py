@@ -7,15 +7,15 @@ import sys
 from dataclasses import dataclass, field
 
 from smt_ray import load_rnn
-from smt_ray.command_line import parse, reported
 from smt_ray.config import DataConfig, masked
 from smt_ray.data.storage import Location
 from smt_ray.evaluation.standalone import score_source, with_tokenizer_of
-from smt_ray.evaluation.table import summary_table
+from smt_ray.pipeline.command_line import parse, reported
+from smt_ray.report.table import summary_table
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class EvaluateOptions:
     """What to score, and on what."""
 
     model: str
@@ -38,7 +38,7 @@ class Options:
 def main() -> int:
     """Parse, load, score, print."""
     with reported():
-        options = parse(Options, sys.argv[1:], "Score an exported RNN on any source.")
+        options = parse(EvaluateOptions, sys.argv[1:], "Score an exported RNN on any source.")
         rnn = load_rnn(options.model, cell_module=options.cell_module)
         data = with_tokenizer_of(options.model, options.data)
         figures = {"name": masked(options.model), **score_source(rnn, data, options.sequences)}

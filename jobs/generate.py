@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import torch
 
 from smt_ray import load_rnn
-from smt_ray.command_line import parse, reported
+from smt_ray.pipeline.command_line import parse, reported
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class GenerateOptions:
     """What to write."""
 
     model: str
@@ -41,7 +41,7 @@ class Options:
 def main() -> int:
     """Parse, load, write."""
     with reported():
-        options = parse(Options, sys.argv[1:], "Write text with an exported RNN.")
+        options = parse(GenerateOptions, sys.argv[1:], "Write text with an exported RNN.")
         rnn = load_rnn(options.model, cell_module=options.cell_module)
         # Like other filters: end in silence when the reader has enough, or at Ctrl-C.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)

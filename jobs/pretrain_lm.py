@@ -6,9 +6,9 @@ python jobs/pretrain_lm.py [PRESET] [--name N] [--storage DIR_OR_URI] [--data.so
 import sys
 from collections.abc import Sequence
 
-from smt_ray.command_line import Options, parse_run
-from smt_ray.job import run_job
-from smt_ray.recipes import on_text
+from smt_ray.pipeline.command_line import Options, parse_run
+from smt_ray.pipeline.job import run_job
+from smt_ray.pipeline.recipes import on_text
 
 
 def parse(arguments: Sequence[str]) -> Options:

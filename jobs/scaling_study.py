@@ -10,15 +10,14 @@ from typing import Any
 
 import tyro
 
-from smt_ray.command_line import GOES_ON, Options, parse_run, reported
 from smt_ray.config import RunConfig
-from smt_ray.logs import configure_logging
-from smt_ray.recipes import on_source
+from smt_ray.pipeline.command_line import GOES_ON, Options, parse_run, reported
+from smt_ray.pipeline.recipes import on_source
 from smt_ray.studies.measurements import INTERVALS, measurements
 from smt_ray.studies.quality import trials
-from smt_ray.studies.scaling import Design, scaling_study
 from smt_ray.studies.scenario import read_plan
 from smt_ray.studies.space import Choice, parse_space, written
+from smt_ray.studies.study import Design, scaling_study
 from smt_ray.studies.tables import (
     cost_table,
     laws_table,
@@ -26,6 +25,7 @@ from smt_ray.studies.tables import (
     terminal_table,
     throughput_table,
 )
+from smt_ray.terminal import configure_logging
 
 ABOUT = """Measure how training scales: throughput over workers and encoder gangs, losses over
 sizes, and what a plan would cost. What is finished is kept: the same command goes on, and a changed

@@ -6,9 +6,9 @@ python jobs/solve_task.py [PRESET] --task NAME --length L [--FIELD VALUE ...]
 import sys
 from collections.abc import Sequence
 
-from smt_ray.command_line import Options, parse_run
-from smt_ray.job import run_job
-from smt_ray.recipes import on_task
+from smt_ray.pipeline.command_line import Options, parse_run
+from smt_ray.pipeline.job import run_job
+from smt_ray.pipeline.recipes import on_task
 from smt_ray.tasks import TASKS
 
 SHORT = {"--task": "--data.source=task:", "--length": "--data.sequence-length="}

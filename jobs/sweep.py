@@ -6,11 +6,11 @@ python jobs/sweep.py [PRESET] --space FIELD=VALUES ... [--search grid|random|opt
 import logging
 import sys
 
-from smt_ray.command_line import GOES_ON, reported
-from smt_ray.evaluation.leaderboard import terminal_table
-from smt_ray.logs import configure_logging
+from smt_ray.pipeline.command_line import GOES_ON, reported
+from smt_ray.report.leaderboard import terminal_table
 from smt_ray.studies.options import Sweeper
-from smt_ray.studies.sweep import Sweep
+from smt_ray.studies.tuning import Sweep
+from smt_ray.terminal import configure_logging
 
 
 def main() -> int:

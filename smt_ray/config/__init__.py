@@ -8,9 +8,7 @@ enter an artifact's fingerprint) unless they stand in `RuntimeConfig` or are `na
 from smt_ray.config.build import leaves
 from smt_ray.config.credentials import anonymous, masked, on_texts, require_unmasked
 from smt_ray.config.data import DataConfig, TaskConfig
-from smt_ray.config.model import EncoderKind, ModelConfig
-from smt_ray.config.run import RunConfig, RuntimeConfig
-from smt_ray.config.stages import (
+from smt_ray.config.methods import (
     BpttConfig,
     DmtConfig,
     EvaluationConfig,
@@ -18,6 +16,8 @@ from smt_ray.config.stages import (
     LossConfig,
     TransitionConfig,
 )
+from smt_ray.config.model import EncoderKind, ModelConfig
+from smt_ray.config.run_config import RunConfig, RuntimeConfig
 from smt_ray.config.train import Precision, Schedule, TrainConfig
 
 __all__ = [

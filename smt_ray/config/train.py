@@ -53,8 +53,3 @@ class TrainConfig:
         for name in ("warmup_fraction", "beta1", "beta2"):
             value = getattr(self, name)
             require(value < 1, f"{prefix}.{flag(name)}", value, "must be < 1")
-
-    @property
-    def lanes(self) -> int:
-        """Streams that make up a global batch: its largest divisor <= 64; workers divide it."""
-        return max(n for n in range(1, 65) if self.global_batch % n == 0)

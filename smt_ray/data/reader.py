@@ -2,9 +2,10 @@
 
 The order of an epoch depends on the seed and on the rows' identities alone: not on how rows lie in
 files, nor on how many ranks read. Chunks of consecutive rows are shuffled, then the rows inside
-each chunk; the order is cut into `lanes` equal streams, and a global batch takes the same number of
-rows from every lane. Ranks share the lanes, so a rank reads few row groups, and batch n is the same
-rows at any world size. No row is dropped inside an epoch but the last partial global batch.
+each chunk. The order is cut into equal lanes, and a global batch takes the same number of rows from
+every lane. A rank takes a share of consecutive columns of the batch, so it reads few row groups,
+and batch n is the same rows at any world size. No row is dropped inside an epoch but the last
+partial global batch.
 """
 
 from abc import ABC, abstractmethod
@@ -28,6 +29,8 @@ from smt_ray.data.shards import (
 from smt_ray.data.storage import Location
 
 Batch = dict[str, torch.Tensor]
+LANES = 64
+"""Streams that a global batch is made of: each row of it comes from another part of the source."""
 
 
 class Stream(ABC):
@@ -36,6 +39,10 @@ class Stream(ABC):
     @abstractmethod
     def batch(self, step: int) -> Batch:
         """Return this rank's share of global batch `step`."""
+
+    def row(self, step: int, column: int) -> Batch:
+        """Return one row of `batch(step)`, the one in `column`."""
+        return {name: value[column] for name, value in self.batch(step).items()}
 
     def carry(self, step: int, state: torch.Tensor) -> None:  # noqa: B027  most keep nothing
         """Take back the state that the objective reached on the batch of `step`."""
@@ -58,30 +65,34 @@ class Reader(Stream):
         manifest: Manifest,
         *,
         global_batch: int,
-        lanes: int,
         seed: int,
         rank: int = 0,
         world: int = 1,
+        lanes: int = LANES,
     ) -> None:
         """Index the directory's rows.
 
         Args:
             directory: the shards.
             manifest: their manifest, as `open_shards` returned it.
-            global_batch: rows in one batch over all ranks; a multiple of `lanes`.
-            lanes: streams a global batch is made of; a multiple of `world`.
+            global_batch: rows in one batch over all ranks; a multiple of `world`.
             seed: seed of the order.
             rank: this rank.
             world: number of ranks.
+            lanes: streams that a global batch is made of, at most.
 
         Raises:
             ValueError: if there are fewer rows than one global batch.
         """
-        assert global_batch % lanes == 0
-        assert lanes % world == 0
+        assert global_batch % world == 0
         self.directory, self.manifest = directory, manifest
-        self.global_batch, self.lanes, self.seed = global_batch, lanes, seed
-        self.rank, self.world = rank, world
+        self.global_batch, self.seed = global_batch, seed
+        self.lanes = max(n for n in range(1, lanes + 1) if global_batch % n == 0)
+        share = global_batch // world
+        self.columns = slice(rank * share, (rank + 1) * share)
+        lane = global_batch // self.lanes
+        touched = -(-self.columns.stop // lane) - self.columns.start // lane
+        self._kept = 2 * touched + 2  # the current and the next row group of each lane
         self._index()
         if self.rows < global_batch:
             raise ValueError(
@@ -90,6 +101,7 @@ class Reader(Stream):
             )
         self._groups: OrderedDict[tuple[int, int], Batch] = OrderedDict()
         self._open = lru_cache(maxsize=64)(self._open_shard)
+        self._order = lru_cache(maxsize=2)(self._epoch_order)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader")
         self._ahead: tuple[int, Future[Batch]] | None = None
 
@@ -131,26 +143,22 @@ class Reader(Stream):
         lists = 2 if shape.get("targets") else 1
         return int(shape["sequence_length"] * (4 * lists + label))
 
-    def _order(self, epoch: int) -> np.ndarray:
+    def _epoch_order(self, epoch: int) -> np.ndarray:
         """Return the epoch's rows as (lanes, steps, rows of a lane in one batch)."""
-        if getattr(self, "_epoch", None) != epoch:
-            random = np.random.default_rng((self.seed, epoch))
-            chunk = row_group_rows(self.row_bytes)
-            chunks = [
-                random.permutation(np.arange(start, min(start + chunk, self.rows)))
-                for start in random.permutation(np.arange(0, self.rows, chunk))
-            ]
-            used = self.steps_per_epoch * self.global_batch
-            shape = (self.lanes, self.steps_per_epoch, self.global_batch // self.lanes)
-            self._epoch, self._rows = epoch, np.concatenate(chunks)[:used].reshape(shape)
-        return self._rows
+        random = np.random.default_rng((self.seed, epoch))
+        chunk = row_group_rows(self.row_bytes)
+        chunks = [
+            random.permutation(np.arange(start, min(start + chunk, self.rows)))
+            for start in random.permutation(np.arange(0, self.rows, chunk))
+        ]
+        used = self.steps_per_epoch * self.global_batch
+        shape = (self.lanes, self.steps_per_epoch, self.global_batch // self.lanes)
+        return np.concatenate(chunks)[:used].reshape(shape)
 
     def plan(self, step: int) -> np.ndarray:
         """Return this rank's part of global batch `step` as rows of (shard, row group, row)."""
         epoch, step = divmod(step, self.steps_per_epoch)
-        share = self.lanes // self.world
-        mine = self._order(epoch)[self.rank * share : (self.rank + 1) * share, step]
-        return self.places[mine.reshape(-1)]
+        return self.places[self._order(epoch)[:, step].reshape(-1)[self.columns]]
 
     def batch(self, step: int) -> Batch:
         """Return this rank's share of global batch `step`: columns as tensors of equal length."""
@@ -160,12 +168,16 @@ class Reader(Stream):
         self._ahead = (step + 1, self._thread.submit(self._read, step + 1))
         return batch
 
+    def row(self, step: int, column: int) -> Batch:
+        """Return one row of `batch(step)`, and read no more than its row group."""
+        return self._thread.submit(self._row, *self.plan(step)[column].tolist()).result()
+
     def _read(self, step: int) -> Batch:
-        rows = [
-            {name: column[row] for name, column in self._group(shard, group).items()}
-            for shard, group, row in self.plan(step).tolist()
-        ]
+        rows = [self._row(*at) for at in self.plan(step).tolist()]
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+    def _row(self, shard: int, group: int, row: int) -> Batch:
+        return {name: column[row] for name, column in self._group(shard, group).items()}
 
     def _group(self, shard: int, group: int) -> Batch:
         """Return a decoded row group; each lane's current and next ones stay in memory."""
@@ -173,7 +185,7 @@ class Reader(Stream):
         if key not in self._groups:
             with whole(self.directory / self.shards[shard]):
                 self._groups[key] = self._decode(self._open(shard).read_row_group(group))
-            if len(self._groups) > 2 * self.lanes // self.world + 2:
+            if len(self._groups) > self._kept:
                 self._groups.popitem(last=False)
         self._groups.move_to_end(key)
         return self._groups[key]

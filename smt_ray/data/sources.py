@@ -18,13 +18,10 @@ import numpy as np
 import pyarrow as pa
 
 from smt_ray.config import DataConfig, masked, require_unmasked
-from smt_ray.data.artifacts import FORMAT
 from smt_ray.data.files import file_contents, file_pieces, read_files, say_passed_over
 from smt_ray.data.formats import Document
 from smt_ray.data.hub import hub_contents, hub_pieces, read_hub
-from smt_ray.data.packer import ExamplePacker, Examples, Packer, WindowPacker
-from smt_ray.data.pieces import Piece, Weighted, groups
-from smt_ray.data.pixels import (
+from smt_ray.data.images import (
     DIGITS,
     check_pixels,
     images_of,
@@ -33,10 +30,14 @@ from smt_ray.data.pixels import (
     pixel_vocabulary,
     read_pixels,
 )
-from smt_ray.data.tasks import check_task, read_task, task_pieces, task_vocabulary
+from smt_ray.data.packer import ExamplePacker, Examples, Packer, WindowPacker
+from smt_ray.data.pieces import Piece, Weighted, groups
+from smt_ray.data.synthetic import check_task, read_task, task_pieces, task_vocabulary
 from smt_ray.data.tokenizers import NumberTokenizer, Tokenizer, load_tokenizer
 
 SPLITS = ("train", "validation")
+FORMAT = 1
+"""Of the token shards; part of the mark of a unit."""
 
 
 class SourceError(ValueError):

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from smt_ray.data.artifacts import MANIFEST
+from smt_ray.data.shards import MANIFEST
 from smt_ray.data.storage import Location
 
 UNITS = "units"

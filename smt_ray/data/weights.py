@@ -45,3 +45,22 @@ def read_weights(directory: "Path | Location", digest: str = "") -> dict[str, Te
     if digest and hashlib.sha256(content).hexdigest() != digest:
         raise ValueError(f"{FILE} is damaged: its SHA-256 is not {digest[:12]}...")
     return weights
+
+
+def load_weights(artifact: "Location", prefix: str = "") -> dict[str, Tensor]:
+    """Return an artifact's weights below a dotted `prefix`, the prefix taken off.
+
+    Raises:
+        ValueError: in one line that names the file, if it is missing or damaged.
+    """
+    try:
+        weights = read_weights(artifact)
+    except (FileNotFoundError, ValueError) as error:
+        said = error if isinstance(error, ValueError) else f"{FILE} is missing"
+        mend = "delete this directory and give the same command again"
+        raise ValueError(f"{artifact}: {said}; {mend}") from error
+    return {
+        name.removeprefix(prefix): value
+        for name, value in weights.items()
+        if name.startswith(prefix)
+    }

@@ -1,5 +1,8 @@
 """Windows in flight: sequences with the states that an RNN reached in them, visit by visit.
 
+Column j of the global batch has fresh windows of its own: the rows that column j of the reader's
+batches holds, in order. So which windows a step visits depends on no rank and no world size, and a
+saved pool is dealt out to any number of ranks.
 Shapes: P windows in flight, B windows in one visit, L timesteps, K memory tokens, D width.
 """
 
@@ -33,17 +36,16 @@ class Windows(Stream):
             depth: timesteps that a visit adds to the age of a window.
             seed: seed of the retirements.
             shape: (K, D), where sequences have no labels to start from, but the empty memory.
-            saved: an earlier `state()`, or parts of several ranks' states.
+            saved: an earlier `state()`, or what `dealt` made of several ranks'.
         """
         self.fresh, self.factor, self.seed = fresh, factor, seed
         self.visits, self.depth, self.shape = visits, depth, shape
-        self._held: tuple[int, Batch] = (-1, {})
         if saved is None:
             batches = [self._admitted(fresh.batch(step)) for step in range(factor)]
             self.pool = {name: torch.cat([b[name] for b in batches]) for name in batches[0]}
-            self._taken = len(self.pool["sequence_id"])
+            self._taken = torch.full((len(self.pool["sequence_id"]) // factor,), factor)
         else:
-            self._taken = int(saved["taken"].max())
+            self._taken = saved["taken"].clone()
             self.pool = {name: value for name, value in saved.items() if name != "taken"}
 
     def batch(self, step: int) -> Batch:
@@ -58,13 +60,16 @@ class Windows(Stream):
         chance = hashed(self.seed, step, self.pool["sequence_id"][turn]).double() / 2.0**62
         old = self.pool["age"][turn] >= self.pool["inputs"].shape[1]
         retired = (chance < 1 / self.visits) | old
-        for offset in retired.nonzero().flatten().tolist():
-            for name, value in self._admit().items():
-                self.pool[name][turn.start + offset] = value
+        for column in retired.nonzero().flatten().tolist():
+            fresh = self.fresh.row(int(self._taken[column]), column)
+            self._taken[column] += 1
+            admitted = self._admitted({name: value[None] for name, value in fresh.items()})
+            for name, value in admitted.items():
+                self.pool[name][turn.start + column] = value[0]
 
     def state(self) -> Batch:
-        """Return the pool, and how many fresh windows it has taken."""
-        return {**self.pool, "taken": torch.tensor([self._taken])}
+        """Return the pool, and `taken` (B,): how many fresh windows each column has had."""
+        return {**self.pool, "taken": self._taken}
 
     def probe(self) -> Batch:
         """Return always the same B windows of the pool, as they are now."""
@@ -75,17 +80,28 @@ class Windows(Stream):
         start = step % self.factor * size
         return slice(start, start + size)
 
-    def _admit(self) -> Batch:
-        """Return the next fresh window."""
-        step, row = divmod(self._taken, len(self.pool["sequence_id"]) // self.factor)
-        if self._held[0] != step:
-            self._held = (step, self._admitted(self.fresh.batch(step)))
-        self._taken += 1
-        return {name: value[row] for name, value in self._held[1].items()}
-
     def _admitted(self, batch: Batch) -> Batch:
         """Add age 0 and the states of the labels one step back, or empty memories, to a batch."""
         age = torch.zeros_like(batch["sequence_id"])
         if self.shape is None:
             return {**batch, "age": age, "state": previous(batch["memory"])}
         return {**batch, "age": age, "state": torch.zeros(*batch["inputs"].shape, *self.shape)}
+
+
+def dealt(states: list[Batch], rank: int, world: int, factor: int) -> Batch | None:
+    """Deal the windows that any number of ranks saved out to `rank` of `world`.
+
+    Args:
+        states: the ranks' states in rank order, none where nothing was saved.
+        rank: the rank that goes on.
+        world: the number of ranks that go on.
+        factor: P / B.
+    """
+    if not states:
+        return None
+    mine = {}
+    for name in states[0]:
+        turns = 1 if name == "taken" else factor
+        columns = torch.cat([state[name].unflatten(0, (turns, -1)) for state in states], dim=1)
+        mine[name] = columns.chunk(world, dim=1)[rank].flatten(0, 1)
+    return mine

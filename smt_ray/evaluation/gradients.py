@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from smt_ray.config import LossConfig
-from smt_ray.evaluation.foresight import ahead, memories_at_once
+from smt_ray.evaluation.next_k import ahead, memories_at_once
 from smt_ray.model.decoder import Decoder
 from smt_ray.model.rnn import RNN
 from smt_ray.objectives.objective import IGNORED, apply_cell, previous

@@ -30,7 +30,7 @@ class HeldOut:
         """Yield them in batches of one size; what does not fill the last one is left out."""
         length = self.config.data.sequence_length
         size = min(BATCH, self.count, rows_at_once(self.config.model, length))
-        reader = Reader(self.directory, self.manifest, global_batch=size, lanes=1, seed=0)
+        reader = Reader(self.directory, self.manifest, global_batch=size, seed=0, lanes=1)
         for step in range(self.count // size):
             yield reader.batch(step)
 

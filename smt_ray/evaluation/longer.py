@@ -14,7 +14,7 @@ from smt_ray.config import DataConfig
 from smt_ray.data.reader import Batch
 from smt_ray.data.shards import Manifest, open_parquet, whole
 from smt_ray.data.storage import Location
-from smt_ray.data.tasks import task_of
+from smt_ray.data.synthetic import task_of
 from smt_ray.objectives.objective import hashed
 
 FACTOR = 4

@@ -7,9 +7,9 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from smt_ray.data.storage import Location
-from smt_ray.evaluation import scaling as figures
-from smt_ray.evaluation.panels import Panel, to_svg
-from smt_ray.evaluation.study import Section
+from smt_ray.report import scaling_figures as figures
+from smt_ray.report.panels import Panel, to_svg
+from smt_ray.report.study_page import Section
 from smt_ray.studies.points import Row
 from smt_ray.studies.quality import QUANTITIES, Curve
 from smt_ray.studies.tables import (

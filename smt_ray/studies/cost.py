@@ -15,7 +15,7 @@ import numpy as np
 from scipy.optimize import nnls
 
 from smt_ray.config import RunConfig, TrainConfig
-from smt_ray.planning import label_bytes
+from smt_ray.pipeline.planning import label_bytes
 from smt_ray.studies.flops import networks, sequence_flops, validation_flops
 from smt_ray.studies.measurements import ORDER, Point
 from smt_ray.studies.scenario import Scenario

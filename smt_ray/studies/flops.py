@@ -25,7 +25,7 @@ BACKWARD = 2
 
 
 @dataclass(frozen=True)
-class Networks:
+class NetworkSizes:
     """Forward FLOPs of the networks, and their numbers of weights."""
 
     encoder: float
@@ -45,7 +45,7 @@ class Networks:
 
 
 @lru_cache(maxsize=64)
-def networks(config: RunConfig, vocabulary: int) -> Networks:
+def networks(config: RunConfig, vocabulary: int) -> NetworkSizes:
     """Count the forward FLOPs and weights of a run's networks."""
     model, length = config.model, config.data.sequence_length
     with torch.device("meta"):
@@ -62,7 +62,7 @@ def networks(config: RunConfig, vocabulary: int) -> Networks:
     }
     rnn = sizes["cell"] + sizes["decoder"]
     teacher = [*encoder.parameters(), *decoder.parameters(), *teacher_cell.parameters()]
-    return Networks(
+    return NetworkSizes(
         encoder=_forward(encoder, lambda: encoder(tokens)),
         taught=_forward(encoder, lambda: encoder(tokens, asked)),
         decoder=_forward(decoder, lambda: decoder(memory, following, tokens[:, 0])),
@@ -128,7 +128,7 @@ def _dmt_steps(dmt: DmtConfig, length: int) -> int:
     return before + whole * length
 
 
-def _teacher(config: RunConfig, count: Networks) -> float:
+def _teacher(config: RunConfig, count: NetworkSizes) -> float:
     """Return the forward FLOPs of Eq. 5 on one sequence."""
     loss, length = config.loss, config.data.sequence_length
     pairs = length if loss.dense_dynamics else loss.timesteps

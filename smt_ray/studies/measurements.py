@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from smt_ray.config import RunConfig, TrainConfig
-from smt_ray.distributed.metrics import Row
 from smt_ray.studies.space import nested
+from smt_ray.train.metrics import Row
 
 INTERVALS = 8
 """Rows of metrics of one measurement."""

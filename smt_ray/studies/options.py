@@ -7,11 +7,11 @@ from typing import Any, Literal
 import tyro
 import yaml
 
-from smt_ray.command_line import Options, parse_run, value_of
 from smt_ray.config import RunConfig
 from smt_ray.data.storage import Location
-from smt_ray.evaluation.ranking import METRICS
-from smt_ray.recipes import on_source
+from smt_ray.pipeline.command_line import Options, parse_run, value_of
+from smt_ray.pipeline.recipes import on_source
+from smt_ray.report.ranking import METRICS
 from smt_ray.studies.space import Fields, nested
 
 SHORT = {"--task": "--data.source=task:", "--length": "--data.sequence-length="}

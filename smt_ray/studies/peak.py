@@ -5,9 +5,9 @@ import time
 import ray
 import torch
 
+from smt_ray.cluster.zero import prepare_process
 from smt_ray.config import Precision, RuntimeConfig
 from smt_ray.data.shards import DTYPES
-from smt_ray.distributed.engine import prepare_process
 
 TRIES, TRY_S = 5, 0.2
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from smt_ray.config import RunConfig
 from smt_ray.data.storage import Location
-from smt_ray.evaluation.table import duration
+from smt_ray.terminal import duration
 
 logger = logging.getLogger(__name__)
 Row = dict[str, Any]

@@ -6,7 +6,7 @@ from typing import Any
 
 from smt_ray.config import RunConfig
 from smt_ray.data.storage import Location
-from smt_ray.pipeline import run
+from smt_ray.pipeline.run import run
 from smt_ray.studies.flops import networks, sequence_flops
 from smt_ray.studies.points import Row, kept
 from smt_ray.studies.power_law import LEVEL, PowerLaw, fit_power_law
@@ -26,7 +26,7 @@ TARGETS = (0.75, 0.5, 0.25)
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class Variant:
     """One run of the study."""
 
     fields: Fields
@@ -39,7 +39,7 @@ class Trial:
         return f"quality-{label}"
 
 
-def trials(config: RunConfig, axes: Sequence[Choice], *, product: bool) -> list[Trial]:
+def trials(config: RunConfig, axes: Sequence[Choice], *, product: bool) -> list[Variant]:
     """Return the runs of a study: along each axis from `config`, or all combinations.
 
     Raises:
@@ -49,20 +49,20 @@ def trials(config: RunConfig, axes: Sequence[Choice], *, product: bool) -> list[
         combinations = list(grid(tuple(axes)))
     else:
         combinations = [{axis.field: value} for axis in axes for value in axis.values]
-    found: dict[str, Trial] = {}
+    found: dict[str, Variant] = {}
     for fields in combinations:
         try:
             changed = config.update(nested(fields))
         except ValueError as error:
             raise ValueError(f"quality={written(fields)}: {error}") from error
-        trial = Trial(fields, changed)
+        trial = Variant(fields, changed)
         name = f"{config.name}.{trial.name.removeprefix('quality-')}"
         # Two axes may come to the same run: it is made once.
         found.setdefault(str(changed), replace(trial, config=replace(changed, name=name)))
     return list(found.values())
 
 
-def quality_rows(found: Sequence[Trial], directory: Location, *, overwrite: bool) -> list[Row]:
+def quality_rows(found: Sequence[Variant], directory: Location, *, overwrite: bool) -> list[Row]:
     """Return one row a run, made now where it is missing; its point is kept in `directory`."""
     return [
         kept(
@@ -76,7 +76,7 @@ def quality_rows(found: Sequence[Trial], directory: Location, *, overwrite: bool
     ]
 
 
-def _row(trial: Trial, summary: dict[str, Any]) -> Row:
+def _row(trial: Variant, summary: dict[str, Any]) -> Row:
     config, directory = trial.config, Location.of(trial.config.storage)
     tokens = (directory / config.name / "artifacts.json").read_json()["tokens"]
     vocabulary = (directory / "artifacts" / tokens / "manifest.json").read_json()["figures"][

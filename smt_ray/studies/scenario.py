@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from smt_ray.config import RunConfig
+from smt_ray.config.presets import PRESETS
 from smt_ray.data import sources
 from smt_ray.data.fields import read_fields
-from smt_ray.presets import PRESETS
 from smt_ray.studies.measurements import ORDER
 
 

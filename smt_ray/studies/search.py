@@ -16,13 +16,13 @@ from optuna.distributions import (
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from smt_ray.evaluation.leaderboard import note
-from smt_ray.evaluation.ranking import Entry, higher_is_better
-from smt_ray.evaluation.table import duration
-from smt_ray.evaluation.table import written as figure
+from smt_ray.report.leaderboard import note
+from smt_ray.report.ranking import Entry, higher_is_better
+from smt_ray.report.table import written as figure
 from smt_ray.studies.space import Choice, Fields, Space, written
 from smt_ray.studies.trainable import BITS, STEP
 from smt_ray.studies.trials import Planner, Records, Trial
+from smt_ray.terminal import duration
 
 logger = logging.getLogger(__name__)
 

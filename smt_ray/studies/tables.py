@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from rich import box
 from rich.table import Table as RichTable
 
-from smt_ray.evaluation.scaling import SHARES
-from smt_ray.evaluation.study import Table
-from smt_ray.evaluation.table import duration, printed
+from smt_ray.report.scaling_figures import SHARES
+from smt_ray.report.study_page import Table
+from smt_ray.report.table import printed
 from smt_ray.studies.points import Row
 from smt_ray.studies.quality import Curve
+from smt_ray.terminal import duration
 
 
 def throughput_table(rows: Sequence[Row]) -> Table:

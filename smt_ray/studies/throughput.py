@@ -12,26 +12,26 @@ from typing import Any
 
 import ray
 
+from smt_ray.cluster.session import connect, preflight
 from smt_ray.config import Precision, RunConfig
 from smt_ray.data.shards import DTYPES
 from smt_ray.data.storage import Location
 from smt_ray.data.weights import write_weights
-from smt_ray.distributed.labels import SHARD_BYTES, write_labels
-from smt_ray.distributed.loop import Program
-from smt_ray.distributed.metrics import read_metrics
-from smt_ray.distributed.programs import (
+from smt_ray.labels.factory import SHARD_BYTES, write_labels
+from smt_ray.pipeline.run import Stages
+from smt_ray.studies.flops import networks, sequence_flops, validation_flops
+from smt_ray.studies.measurements import Measurement, Point, training_times
+from smt_ray.studies.peak import matmul_rate
+from smt_ray.studies.points import kept, settings_of
+from smt_ray.train.loop import Program
+from smt_ray.train.metrics import read_metrics
+from smt_ray.train.programs import (
     BpttProgram,
     DmtProgram,
     TeacherProgram,
     TransitionProgram,
 )
-from smt_ray.distributed.session import connect, preflight
-from smt_ray.distributed.trainer import fit
-from smt_ray.pipeline import Stages
-from smt_ray.studies.flops import networks, sequence_flops, validation_flops
-from smt_ray.studies.measurements import Measurement, Point, training_times
-from smt_ray.studies.peak import matmul_rate
-from smt_ray.studies.points import kept, settings_of
+from smt_ray.train.trainer import fit
 
 BLOCKS = 2
 """Blocks of label rows that each gang makes, at least: they are dealt out whole."""

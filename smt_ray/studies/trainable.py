@@ -18,13 +18,13 @@ from typing import Any
 import ray
 from ray import tune
 
-from smt_ray import pipeline
+from smt_ray.cluster.interruption import Stopped
 from smt_ray.config import RunConfig, masked
 from smt_ray.data.storage import Location
-from smt_ray.distributed.claims import logger as claims_logger
-from smt_ray.distributed.interruption import Stopped
-from smt_ray.distributed.metrics import read_metrics
+from smt_ray.pipeline import run as pipeline
+from smt_ray.pipeline.locks import logger as locks_logger
 from smt_ray.studies.trials import Records, Trial
+from smt_ray.train.metrics import read_metrics
 
 POLL_S = 2.0
 STEP, BITS = "step", "bits"
@@ -82,7 +82,7 @@ def _run(config: RunConfig, overwrite: bool) -> Iterator[str | dict[str, Any] | 
     None comes last of a pipeline that was asked to stop.
     """
     lines: queue.SimpleQueue[logging.LogRecord | None] = queue.SimpleQueue()
-    for source in (pipeline.logger, claims_logger):
+    for source in (pipeline.logger, locks_logger):
         source.addHandler(QueueHandler(lines))
         source.setLevel(logging.INFO)
     with ThreadPoolExecutor(1) as pool:

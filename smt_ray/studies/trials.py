@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from smt_ray.config import RunConfig
 from smt_ray.data import sources
 from smt_ray.data.storage import Location
-from smt_ray.evaluation.ranking import Entry
-from smt_ray.stages import fingerprints
+from smt_ray.pipeline.stages import fingerprints
+from smt_ray.report.ranking import Entry
 from smt_ray.studies.space import Fields, written
 
 logger = logging.getLogger(__name__)

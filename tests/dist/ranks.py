@@ -1,4 +1,4 @@
-"""Training on gloo ranks in processes of their own, with the project's programs and stepper."""
+"""Training on gloo ranks in processes of their own, with the project's programs and loop."""
 
 import json
 import os
@@ -6,15 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
-from smt_ray.config import RuntimeConfig
-from smt_ray.distributed.checkpoint import Checkpoint, save_checkpoint
-from smt_ray.distributed.engine import prepare_process
-from smt_ray.distributed.loop import Program, learning_rate
-from smt_ray.distributed.stepper import Stepper
+from smt_ray.cluster.zero import prepare_process
+from smt_ray.config import RuntimeConfig, TrainConfig
+from smt_ray.objectives.objective import Objective
+from smt_ray.train.engine import DeepSpeedEngine, Engine
+from smt_ray.train.host import InProcess
+from smt_ray.train.loop import Program
+from smt_ray.train.loop import train as run_loop
 from tests.samples import random_weights
 
 Runs = dict[str, dict[str, Any]]
@@ -39,59 +40,72 @@ def _rank(
     dist.destroy_process_group()
 
 
+class RankHost(InProcess):
+    """A rank of the process group, with DeepSpeed under the loop; it ends at step `stop`."""
+
+    def __init__(self, runtime: RuntimeConfig, stop: int, directory: Path | None) -> None:
+        super().__init__(directory)
+        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        self.runtime, self.stop = runtime, stop
+
+    def engine(self, objective: Objective, train: TrainConfig) -> Engine:
+        self.built = DeepSpeedEngine(objective, train, self.runtime, self.device)
+        return self.built
+
+    def stop_requested(self, done: int, loss: float, rate: float) -> bool:
+        return done + 1 == self.stop
+
+
+class FromRandomWeights:
+    """A program whose objective begins with random weights."""
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._program, name)
+
+    def objective(self) -> Objective:
+        return random_weights(self._program.objective())
+
+
 def train(
-    program: Program,
-    stop: int,
-    *,
-    start: Path | None = None,
-    save: Path | None = None,
-    **settings: Any,
+    program: Program, stop: int, *, directory: Path | None = None, **settings: Any
 ) -> dict[str, Any]:
-    """Train to step `stop`, as the loop does, from random weights or the checkpoint in `start`.
+    """Train to step `stop` from random weights, or from the checkpoint in `directory`.
 
     Args:
         program: what to train.
         stop: the last step.
-        start: where an earlier call saved.
-        save: where to save after the last step.
+        directory: where the latest checkpoint is kept.
         **settings: fields of `RuntimeConfig`.
 
     Returns:
-        Means over the ranks: metrics by step as lists, and `validation` at the end.
+        As `figures` does.
     """
-    rank, world = dist.get_rank(), dist.get_world_size()
-    saved = Checkpoint(start) if start else None
-    objective = random_weights(program.objective())
-    runtime = RuntimeConfig(workers=world, **settings)
-    stepper = Stepper(objective, program.train, runtime, torch.device("cpu"), saved)
-    stream = program.stream(rank, world, saved.streams() if saved else [])
+    runtime = RuntimeConfig(workers=dist.get_world_size(), log_every=1, **settings)
+    host = RankHost(runtime, stop, directory)
+    run_loop(FromRandomWeights(program), host, runtime)
+    dist.barrier()
+    host.built.destroy()
+    return figures(host)
 
-    def batch(stream, step):
-        progress = torch.tensor(step / program.train.steps)
-        return {**stream.batch(step), "step": torch.tensor(step), "progress": progress}
 
-    first = saved.step if saved else 0
-    if saved:
-        stepper.restore(saved, batch(stream, first))
-    held_out = batch(program.validation(rank, world), 0)
-    if save and not saved:
-        save.mkdir(exist_ok=True)
-        stepper.validate(held_out)
-        save_checkpoint(stepper.engine, save, 0, stream.state(), 0.0)
-    rows = []
-    for step in range(first, stop):
-        done = stepper.step(batch(stream, step), learning_rate(program.train, step))
-        if done.carry is not None:
-            stream.carry(step, done.carry)
-        rows.append(stepper.mean(done.metrics))
-    figures = stepper.validate(held_out)
-    kept = stream.probe()
-    if kept is not None:
-        figures |= stepper.probe({**kept, "step": torch.tensor(stop)})
-    validation = stepper.mean(figures)
-    if save:
-        save.mkdir(exist_ok=True)
-        save_checkpoint(stepper.engine, save, stop, stream.state(), 0.0)
-        dist.barrier()
-    stepper.engine.destroy()
-    return {name: [row[name] for row in rows] for name in rows[0]} | {"validation": validation}
+def train_plainly(program: Program, rows: int) -> dict[str, Any]:
+    """Train to the last step in this process, without DeepSpeed; `rows` make a micro-batch."""
+    host = InProcess(rows=rows)
+    run_loop(FromRandomWeights(program), host, RuntimeConfig(log_every=1))
+    return figures(host)
+
+
+def figures(host: InProcess) -> dict[str, Any]:
+    """Return metrics by step as lists, and `validation`: the figures of the last one."""
+    rows: dict[str, list[float]] = {}
+    validation: dict[str, float] = {}
+    for row in host.rows_of_metrics:
+        for name, value in row.items():
+            if name.startswith(("validation/", "drift/")):
+                validation[name] = value
+            elif name.startswith(("loss/", "norm/")):
+                rows.setdefault(name, []).append(value)
+    return {**rows, "validation": validation}

@@ -16,11 +16,11 @@ from safetensors.torch import save_file
 from smt_ray.config import DataConfig, DmtConfig, RunConfig, RuntimeConfig, TrainConfig
 from smt_ray.data.reader import Stream
 from smt_ray.data.storage import Location
-from smt_ray.distributed.programs import DmtProgram
-from smt_ray.distributed.trainer import fit
-from smt_ray.logs import configure_logging
 from smt_ray.objectives.teacher import Teacher
 from smt_ray.objectives.transition import Transition
+from smt_ray.terminal import configure_logging
+from smt_ray.train.programs import DmtProgram
+from smt_ray.train.trainer import fit
 from tests.samples import MODEL, VOCABULARY, random_weights, rows, write
 
 L, STEPS, KILLED, SLOW = 16, 70, 23, 30

@@ -4,9 +4,9 @@ import re
 
 import pytest
 
+from smt_ray.cluster.session import check_shared, preflight
 from smt_ray.config import RunConfig
 from smt_ray.data.storage import Location
-from smt_ray.distributed.session import check_shared, preflight
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 

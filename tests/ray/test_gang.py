@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from smt_ray.config import RuntimeConfig
 from smt_ray.data.storage import Location
-from smt_ray.distributed.gang import EncoderSpec, Gang
+from smt_ray.labels.gang import EncoderSpec, Gang
 from smt_ray.model.encoder import build_encoder
 from tests.samples import MODEL, VOCABULARY, random_weights
 

@@ -20,9 +20,9 @@ from safetensors.torch import save, save_file
 from smt_ray.config import DataConfig, LabelConfig, RunConfig, RuntimeConfig, TaskConfig
 from smt_ray.data.shards import MANIFEST, memory_to_tensor, open_shards, verify_shards
 from smt_ray.data.storage import Location
-from smt_ray.distributed import labels
-from smt_ray.distributed.gang import release
-from smt_ray.distributed.tokens import write_tokens
+from smt_ray.data.tokens import write_tokens
+from smt_ray.labels import factory as labels
+from smt_ray.labels.gang import release
 from smt_ray.model.encoder import build_encoder
 from tests.samples import MODEL, VOCABULARY, random_weights, rows, write
 

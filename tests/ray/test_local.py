@@ -14,13 +14,13 @@ import torch
 from ray.train.torch import TorchTrainer
 from safetensors.torch import save_file
 
+from smt_ray.cluster.local import usable_cpus
+from smt_ray.cluster.session import connect, cpus_needed
 from smt_ray.config import RuntimeConfig
 from smt_ray.data.storage import Location
-from smt_ray.distributed.gang import EncoderSpec, Gang
-from smt_ray.distributed.local import usable_cpus
-from smt_ray.distributed.process_group import GroupConfig
-from smt_ray.distributed.session import connect, cpus_needed
+from smt_ray.labels.gang import EncoderSpec, Gang
 from smt_ray.model.encoder import build_encoder
+from smt_ray.train.process_group import GroupConfig
 from tests.samples import MODEL, VOCABULARY
 
 ROOT = Path(__file__).parents[2]

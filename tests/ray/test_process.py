@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import ray
 
+from smt_ray.cluster import process
+from smt_ray.cluster.process import run_alone
 from smt_ray.config import RuntimeConfig
-from smt_ray.distributed import process
-from smt_ray.distributed.process import run_alone
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 

@@ -10,9 +10,9 @@ import ray
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.core.generated import autoscaler_pb2
 
+from smt_ray.cluster import session
+from smt_ray.cluster.prometheus import count, show
 from smt_ray.config import RunConfig, RuntimeConfig
-from smt_ray.distributed import session
-from smt_ray.distributed.prometheus import count, show
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 

@@ -11,9 +11,9 @@ import yaml
 
 from smt_ray import load_rnn
 from smt_ray.config import RunConfig
-from smt_ray.pipeline import run
+from smt_ray.pipeline.run import run
 from smt_ray.studies.options import Sweeper
-from smt_ray.studies.sweep import Sweep
+from smt_ray.studies.tuning import Sweep
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 

@@ -8,17 +8,18 @@ import yaml
 from safetensors.torch import save
 
 from jobs.solve_task import parse
-from smt_ray import job, load_rnn
-from smt_ray.data.artifacts import MANIFEST, place_of
+from smt_ray import load_rnn
 from smt_ray.data.storage import Location
-from smt_ray.distributed.metrics import read_metrics
 from smt_ray.evaluation.held_out import HeldOut
-from smt_ray.evaluation.table import entries
 from smt_ray.objectives.dmt import Dmt
 from smt_ray.objectives.teacher import Teacher
 from smt_ray.objectives.transition import Transition
-from smt_ray.stages import fingerprints
+from smt_ray.pipeline import job
+from smt_ray.pipeline.artifacts import MANIFEST, place_of
+from smt_ray.pipeline.stages import fingerprints
+from smt_ray.report.table import entries
 from smt_ray.tasks import TASKS
+from smt_ray.train.metrics import read_metrics
 from tests.samples import random_weights
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]

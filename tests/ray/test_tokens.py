@@ -15,10 +15,10 @@ from smt_ray.data import pieces, sources
 from smt_ray.data.reader import Reader
 from smt_ray.data.shards import open_shards
 from smt_ray.data.storage import Location
-from smt_ray.data.tasks import BLOCK, block_seed
+from smt_ray.data.synthetic import BLOCK, block_seed
 from smt_ray.data.tokenizers import load_tokenizer
+from smt_ray.data.tokens import write_tokens
 from smt_ray.data.units import UNITS
-from smt_ray.distributed.tokens import write_tokens
 from smt_ray.tasks import TASKS
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]

@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 from smt_ray.data.storage import Location
-from smt_ray.distributed.checkpoint import Checkpoint
-from smt_ray.distributed.trainer import fit
+from smt_ray.train.checkpoint import Checkpoint
+from smt_ray.train.trainer import fit
 from tests.ray.driver import CONFIG, KILLED, RUNTIME, SLOW, STEPS, prepare, program
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]

@@ -14,7 +14,7 @@ import pytest
 import ray
 from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 
-from smt_ray.distributed.address import HERE, cluster_address
+from smt_ray.cluster.address import HERE, cluster_address
 
 messages: Any = gcs_service_pb2
 VERSIONS = {"ray_version": ray.__version__, "python_version": platform.python_version()}
@@ -92,7 +92,7 @@ def test_without_a_cluster_a_ray_is_started_here(monkeypatch):
 
 
 def test_what_a_dead_cluster_left_is_passed_over_and_named(file, monkeypatch, caplog):
-    monkeypatch.setattr("smt_ray.distributed.address.logger.propagate", True)
+    monkeypatch.setattr("smt_ray.cluster.address.logger.propagate", True)
     address = closed()
     file.write_text(address)
     with caplog.at_level("WARNING", logger="smt_ray"):
@@ -141,7 +141,7 @@ def test_nobody_at_the_address(monkeypatch):
 
 @pytest.mark.parametrize("silent", [True, False])
 def test_something_else_at_the_address(silent, monkeypatch):
-    monkeypatch.setattr("smt_ray.distributed.address.ANSWER_S", 0.5)
+    monkeypatch.setattr("smt_ray.cluster.address.ANSWER_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def answer() -> None:

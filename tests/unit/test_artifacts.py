@@ -4,9 +4,9 @@ from contextlib import contextmanager, nullcontext
 
 import pytest
 
-from smt_ray.data.artifacts import MANIFEST, fingerprint
-from smt_ray.data.artifacts import make as make_claimed
 from smt_ray.data.storage import Location
+from smt_ray.pipeline.artifacts import MANIFEST, fingerprint
+from smt_ray.pipeline.artifacts import make as make_claimed
 
 SETTINGS = {"steps": 3, "rate": 0.1, "model": {"width": 64}}
 
@@ -83,17 +83,17 @@ def test_what_another_makes_during_the_wait_for_the_claim_is_found(storage):
     made = []
 
     @contextmanager
-    def claim(place):
+    def lock(place):
         made.append(make(storage, "tokens", SETTINGS, [], build))
         assert made[0].location == place
         yield
 
-    found = make_claimed(storage, "tokens", SETTINGS, [], interrupted, claim)
+    found = make_claimed(storage, "tokens", SETTINGS, [], interrupted, lock)
     assert found.reused
     assert found.manifest == made[0].manifest
-    again = make_claimed(storage, "tokens", SETTINGS, [], interrupted, claim)
+    again = make_claimed(storage, "tokens", SETTINGS, [], interrupted, lock)
     assert again.manifest == found.manifest
-    assert len(made) == 1  # what is finished is not claimed
+    assert len(made) == 1  # what is finished is not locked
 
 
 def test_a_change_upstream_makes_all_below_it_anew(storage):

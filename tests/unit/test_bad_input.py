@@ -14,12 +14,12 @@ import pytest
 import yaml
 
 from smt_ray.config import RunConfig
-from smt_ray.data.artifacts import MANIFEST, Artifact
 from smt_ray.data.storage import Location
-from smt_ray.distributed.claims import claimed
-from smt_ray.pipeline import Stages, run
-from smt_ray.planning import label_bytes, label_bytes_to_write
-from smt_ray.run_directory import check_same_run
+from smt_ray.pipeline.artifacts import MANIFEST, Artifact
+from smt_ray.pipeline.locks import locked
+from smt_ray.pipeline.planning import label_bytes, label_bytes_to_write
+from smt_ray.pipeline.run import Stages, run
+from smt_ray.pipeline.run_directory import check_same_run
 from tests.samples import MODEL, VOCABULARY, rows, write
 
 ROOT = Path(__file__).parents[2]
@@ -121,14 +121,14 @@ def test_a_run_waits_for_another_of_its_name_and_is_then_compared_with_it(config
     caplog.set_level(logging.INFO, "smt_ray")
     directory = Location.of(config.storage) / config.name
     with ThreadPoolExecutor(1) as pool:
-        with claimed(directory, config.name):
+        with locked(directory, config.name):
             waiting = pool.submit(run, config.override("teacher.learning-rate", 0.5))
             while not any("waiting for it" in line for line in caplog.messages):
                 time.sleep(0.05)
             (directory.make_dir() / "config.yaml").write_text(yaml.safe_dump(config.to_dict()))
         with pytest.raises(ValueError, match=r"^teacher\.learning-rate=0\.5: run 'tiny' has t"):
             waiting.result(timeout=60)
-    assert [file.name for file in directory.parent.files()] == []  # no claim is left
+    assert [file.name for file in directory.parent.files()] == []  # no lock is left
 
 
 def test_the_job_exits_with_2_and_starts_no_ray(config, tmp_path):

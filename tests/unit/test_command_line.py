@@ -13,8 +13,8 @@ import yaml
 from benchmarks.tasks import RESULTS, best_rate
 from jobs import pretrain_lm, pretrain_pixels, solve_task
 from smt_ray.config import RunConfig, leaves
-from smt_ray.presets import PRESETS
-from smt_ray.recipes import on_source
+from smt_ray.config.presets import PRESETS
+from smt_ray.pipeline.recipes import on_source
 from smt_ray.tasks import TASKS
 
 ROOT = Path(__file__).parents[2]

@@ -75,11 +75,6 @@ def test_an_obvious_number_is_taken(key, given, value):
     assert (taken, type(taken)) == (value, type(value))
 
 
-def test_lanes_is_the_largest_divisor_up_to_64():
-    found = {batch: TrainConfig(global_batch=batch).lanes for batch in (1, 32, 48, 67, 100, 128)}
-    assert found == {1: 1, 32: 32, 48: 48, 67: 1, 100: 50, 128: 64}
-
-
 def _refused(message):
     """Expect a `ValueError` that says `message` and no more."""
     return pytest.raises(ValueError, match=f"^{re.escape(message)}$")
@@ -239,8 +234,7 @@ def test_an_unknown_field_of_a_dictionary_names_the_nearest():
         (
             "runtime.workers",
             3,
-            "runtime.workers=3: must divide teacher.global-batch=32 into equal streams "
-            "(one of [1, 2, 4, 8, 16, 32])",
+            "runtime.workers=3: must divide teacher.global-batch=32 into equal shares",
         ),
     ],
 )

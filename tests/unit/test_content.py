@@ -18,7 +18,7 @@ from smt_ray.data.export import save_rnn
 from smt_ray.data.storage import Location
 from smt_ray.data.tokenizers import load_tokenizer
 from smt_ray.model.rnn import RNN
-from smt_ray.stages import fingerprints
+from smt_ray.pipeline.stages import fingerprints
 from tests.samples import MODEL
 
 

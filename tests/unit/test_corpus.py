@@ -3,7 +3,7 @@
 import torch
 
 from benchmarks.corpus import Corpus
-from smt_ray.recipes import on_pixels
+from smt_ray.pipeline.recipes import on_pixels
 
 
 def test_every_sequence_comes_once_in_a_pass_and_in_another_order_in_the_next():

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from smt_ray.config import RunConfig
-from smt_ray.presets import paper
+from smt_ray.config.presets import paper
 from smt_ray.studies.cost import Line, Stage, assumed, cost, fit_line, stages_of
 from smt_ray.studies.flops import networks, sequence_flops
 from smt_ray.studies.measurements import Point

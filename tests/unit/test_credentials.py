@@ -7,23 +7,23 @@ import pytest
 import yaml
 
 from jobs import pretrain_lm
-from smt_ray import job
-from smt_ray.command_line import reported
 from smt_ray.config import RunConfig, anonymous, masked
-from smt_ray.data.artifacts import make
 from smt_ray.data.storage import Location
 from smt_ray.data.tokenizers import load_tokenizer
-from smt_ray.distributed.claims import claimed
-from smt_ray.evaluation.study import Study, write_study
-from smt_ray.logs import configure_logging
-from smt_ray.pipeline import run
-from smt_ray.planning import plan
-from smt_ray.run_directory import check_same_run
-from smt_ray.stages import fingerprints, settings
+from smt_ray.pipeline import job
+from smt_ray.pipeline.artifacts import make
+from smt_ray.pipeline.command_line import reported
+from smt_ray.pipeline.locks import locked
+from smt_ray.pipeline.planning import plan
+from smt_ray.pipeline.run import run
+from smt_ray.pipeline.run_directory import check_same_run
+from smt_ray.pipeline.stages import fingerprints, settings
+from smt_ray.report.study_page import Study, write_study
 from smt_ray.studies.options import Sweeper
 from smt_ray.studies.points import settings_of
 from smt_ray.studies.space import parse_space
-from smt_ray.studies.sweep import Sweep
+from smt_ray.studies.tuning import Sweep
+from smt_ray.terminal import configure_logging
 
 SECRET = "hU%2Fsh+42"
 S3 = f"s3://AKIAKEY:{SECRET}@bucket/runs?region=us-east-1"
@@ -79,7 +79,7 @@ def test_nothing_that_is_made_of_a_config_has_them(config, tmp_path):
     write_study(Location.of(tmp_path), page)
     manifest = make(
         Location.of(config.storage), "tokens", settings(config)["tokens"], [],
-        lambda place, mark: {}, lambda place: claimed(place, "one"),
+        lambda place, mark: {}, lambda place: locked(place, "one"),
     ).manifest  # fmt: skip
     texts = [
         repr(config), repr(config.data), str(config.to_dict()), plan(config), str(manifest),

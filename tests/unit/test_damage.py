@@ -13,24 +13,24 @@ import torch
 import yaml
 
 from smt_ray.config import DataConfig, RunConfig
-from smt_ray.data import sources
-from smt_ray.data.artifacts import make, read_manifest
+from smt_ray.data import sources, tokens
 from smt_ray.data.export import load_rnn, save_rnn
 from smt_ray.data.reader import Reader
 from smt_ray.data.shards import open_shards
 from smt_ray.data.storage import Location
 from smt_ray.data.tokenizers import ByteTokenizer
-from smt_ray.data.weights import write_weights
-from smt_ray.distributed import evaluate, labels, tokens
-from smt_ray.distributed.metrics import read_metrics
-from smt_ray.distributed.programs import load_weights
+from smt_ray.data.weights import load_weights, write_weights
+from smt_ray.evaluation import evaluator as evaluate
 from smt_ray.evaluation.longer import joined_windows
-from smt_ray.evaluation.ranking import Entry
+from smt_ray.labels import factory as labels
 from smt_ray.model.rnn import RNN
-from smt_ray.run_directory import check_same_run
+from smt_ray.pipeline.artifacts import make, read_manifest
+from smt_ray.pipeline.run_directory import check_same_run
+from smt_ray.report.ranking import Entry
 from smt_ray.studies.options import read_record
 from smt_ray.studies.points import kept
 from smt_ray.studies.trials import Records
+from smt_ray.train.metrics import read_metrics
 from tests.samples import MODEL, rows, write
 
 L, ROWS = 6, 64

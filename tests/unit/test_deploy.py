@@ -13,7 +13,7 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from jobs import pretrain_lm
-from smt_ray.distributed.session import cpus_needed, gpus_needed
+from smt_ray.cluster.session import cpus_needed, gpus_needed
 
 ROOT = Path(__file__).parents[2]
 KUBERNETES = "1.33"

@@ -16,9 +16,9 @@ from smt_ray.data import sources
 from smt_ray.data.export import save_rnn
 from smt_ray.data.shards import MANIFEST
 from smt_ray.data.storage import Location
-from smt_ray.distributed.evaluate import score_run
-from smt_ray.distributed.networks import load_networks
+from smt_ray.evaluation.evaluator import score_run
 from smt_ray.evaluation.held_out import HeldOut
+from smt_ray.evaluation.networks import load_networks
 from smt_ray.model.rnn import RNN
 from smt_ray.objectives.bptt import Bptt
 from smt_ray.objectives.dmt import Dmt

@@ -10,7 +10,8 @@ import torch
 from sklearn.datasets import load_digits
 
 from smt_ray.config import DataConfig, TaskConfig
-from smt_ray.data import pieces, sources, tasks
+from smt_ray.data import pieces, sources
+from smt_ray.data import synthetic as tasks
 from smt_ray.data.export import ExportedRNN, load_rnn, save_rnn
 from smt_ray.data.storage import Location
 from smt_ray.data.tokenizers import NumberTokenizer, load_tokenizer

@@ -17,14 +17,14 @@ import torch
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from jobs.generate import Options
+from jobs.generate import GenerateOptions
 from smt_ray import load_rnn
-from smt_ray.command_line import parse
 from smt_ray.config import DataConfig
 from smt_ray.data.export import ExportedRNN, save_rnn
 from smt_ray.data.storage import Location
 from smt_ray.data.tokenizers import ByteTokenizer, load_tokenizer
 from smt_ray.evaluation.standalone import score_source, with_tokenizer_of
+from smt_ray.pipeline.command_line import parse
 from tests.samples import MODEL, random_weights
 
 ROOT = Path(__file__).parents[2]
@@ -189,7 +189,7 @@ def test_an_empty_prompt_and_a_foreign_token_are_refused(tmp_path, model):
 )
 def test_bad_flags_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
-        parse(Options, arguments, "Test.")
+        parse(GenerateOptions, arguments, "Test.")
 
 
 def damage(file, content):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from smt_ray.config import LossConfig
-from smt_ray.evaluation import foresight
+from smt_ray.evaluation import next_k as foresight
 from smt_ray.evaluation.gradients import last_only, supervised_gradients, unrolled_gradients
 from smt_ray.model.cells import build_cell
 from smt_ray.model.decoder import Decoder

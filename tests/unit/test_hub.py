@@ -4,10 +4,10 @@ import pytest
 from datasets import Dataset
 
 from smt_ray.config import DataConfig
-from smt_ray.config.run import RunConfig
+from smt_ray.config.run_config import RunConfig
 from smt_ray.data import sources
 from smt_ray.data.tokenizers import ByteTokenizer
-from smt_ray.planning import plan
+from smt_ray.pipeline.planning import plan
 
 TWO = """---
 configs:

@@ -12,9 +12,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import sys, time
-from smt_ray.command_line import GOES_ON, reported
-from smt_ray.distributed import interruption
-from smt_ray.logs import configure_logging
+from smt_ray.pipeline.command_line import GOES_ON, reported
+from smt_ray.cluster import interruption
+from smt_ray.terminal import configure_logging
 
 configure_logging()
 with reported(GOES_ON):

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from smt_ray.distributed.labels import keep
+from smt_ray.labels.factory import keep
 
 
 def test_at_fraction_one_every_sequence_is_kept():

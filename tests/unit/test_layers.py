@@ -1,4 +1,4 @@
-"""Imports point down the layers; below `distributed` there is no Ray and no DeepSpeed."""
+"""Imports point down the floors of the house; the lower ones have neither Ray nor DeepSpeed."""
 
 import ast
 import subprocess
@@ -9,24 +9,42 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-# Top to bottom; a module belongs to the longest name that it starts with, so that a new one outside
-# the named packages counts as top, and nothing below may import it.
-LAYERS = (
-    ("jobs", "benchmarks", "smt_ray"),
-    ("smt_ray.distributed",),
-    ("smt_ray.data", "smt_ray.evaluation"),
-    ("smt_ray.model", "smt_ray.objectives", "smt_ray.tasks", "smt_ray.config"),
+# Top to bottom. A module may import its own folder and the floors below, no other folder of its own
+# floor. The package's own names are above all
+# its folders: none of them imports `smt_ray.load_rnn`.
+FLOORS = (
+    ("jobs", "benchmarks"),
+    ("smt_ray",),
+    ("smt_ray.studies",),
+    ("smt_ray.pipeline",),
+    ("smt_ray.labels", "smt_ray.train", "smt_ray.evaluation"),
+    ("smt_ray.cluster", "smt_ray.report"),
+    ("smt_ray.data",),
+    ("smt_ray.tasks",),
+    ("smt_ray.objectives",),
+    ("smt_ray.model",),
+    ("smt_ray.terminal",),
+    ("smt_ray.config",),
 )
-CLUSTER = {"ray", "deepspeed"}
-CLUSTER_LAYER, PURE_LAYER = 1, 3
+REPORTING = ("jobs", "benchmarks", "smt_ray.studies", "smt_ray.pipeline", "smt_ray.report")
+"""Who may import `smt_ray.report`; all others make numbers, and draw nothing."""
+PURE = ("smt_ray.config", "smt_ray.model", "smt_ray.objectives", "smt_ray.tasks")
 PURE_LIBRARIES = {"einops", "jaxtyping", "numpy", "torch"}
+CLUSTER = {"ray", "deepspeed"}
+WITHOUT_CLUSTER = (*PURE, "smt_ray.terminal", "smt_ray.report")
+"""Folders of which no module imports Ray or DeepSpeed."""
+ON_CLUSTER = ("smt_ray.data.tokens", "smt_ray.evaluation.evaluator")
+"""The only modules of their folders that do."""
 
 
-def _layer(module: str) -> int | None:
-    """Return the layer of `module`, or None if it is not one of the project's."""
-    depths = {name: depth for depth, names in enumerate(LAYERS) for name in names}
-    owners = [name for name in depths if f"{module}.".startswith(f"{name}.")]
-    return depths[max(owners, key=len)] if owners else None
+def _folder(module: str) -> str:
+    """Return the name in `FLOORS` that `module` belongs to; "" if it is not the project's."""
+    names = [name for floor in FLOORS for name in floor]
+    return max((n for n in names if f"{module}.".startswith(f"{n}.")), key=len, default="")
+
+
+def _floor(folder: str) -> int:
+    return next(n for n, floor in enumerate(FLOORS) if folder in floor)
 
 
 def _imports(source: str) -> list[str]:
@@ -41,22 +59,21 @@ def _imports(source: str) -> list[str]:
     return found
 
 
+def _allowed(module: str, name: str) -> bool:
+    """Return whether `module` may import the dotted `name`."""
+    own, other, library = _folder(module), _folder(name), name.partition(".")[0]
+    if other == "smt_ray.report":
+        return own in REPORTING
+    if other:
+        return own == other or _floor(other) > _floor(own)
+    if library in CLUSTER:
+        alone = own in {"smt_ray.data", "smt_ray.evaluation"} and module not in ON_CLUSTER
+        return own not in WITHOUT_CLUSTER and not alone
+    return own not in PURE or library in PURE_LIBRARIES | sys.stdlib_module_names
+
+
 def _violations(module: str, source: str) -> list[str]:
-    own = _layer(module)
-    assert own is not None
-    wrong = []
-    for name in _imports(source):
-        layer, library = _layer(name), name.partition(".")[0]
-        if layer is not None:
-            bad = layer < own
-        elif library in CLUSTER:
-            bad = own > CLUSTER_LAYER
-        else:
-            pure = library in PURE_LIBRARIES or library in sys.stdlib_module_names
-            bad = own == PURE_LAYER and not pure
-        if bad:
-            wrong.append(f"{module} imports {name}")
-    return wrong
+    return [f"{module} imports {n}" for n in _imports(source) if not _allowed(module, n)]
 
 
 def _modules() -> dict[str, Path]:
@@ -80,12 +97,16 @@ def test_imports_point_down():
     ("module", "source", "count"),
     [
         ("smt_ray.model.rnn", "from smt_ray.config import ModelConfig", 0),
-        ("smt_ray.distributed.loop", "import ray.train\nfrom smt_ray import objectives", 0),
+        ("smt_ray.train.loop", "import ray.train\nfrom smt_ray import objectives", 0),
+        ("smt_ray.pipeline.run", "from smt_ray.report.table import LABELS", 0),
         ("smt_ray.model.rnn", "from smt_ray.data import storage", 1),
         ("smt_ray.model.rnn", "import pyarrow as pa\nimport math", 1),
         ("smt_ray.data.reader", "def read():\n    import ray.data, deepspeed", 2),
-        ("smt_ray.distributed.loop", "from smt_ray.pipeline import run", 1),
+        ("smt_ray.train.loop", "from smt_ray.pipeline.run import run", 1),
+        ("smt_ray.labels.gang", "from smt_ray.train.engine import training_engine", 1),
+        ("smt_ray.cluster.view", "from smt_ray.report.table import LABELS", 1),
         ("smt_ray.evaluation.scores", "from smt_ray import load_rnn", 1),
+        ("smt_ray.evaluation.scores", "import ray", 1),
     ],
 )
 def test_violations_are_seen(module, source, count):
@@ -107,11 +128,28 @@ def test_package_imports_nothing_heavy():
     assert not _loaded("smt_ray") & {"torch", "pyarrow", *CLUSTER}
 
 
-def test_lower_layers_leave_ray_and_deepspeed_unloaded():
-    lower = [name for name in _modules() if (_layer(name) or 0) > CLUSTER_LAYER]
+def test_lower_floors_leave_ray_and_deepspeed_unloaded():
+    folders = {*WITHOUT_CLUSTER, "smt_ray.data", "smt_ray.evaluation"}
+    lower = [n for n in _modules() if _folder(n) in folders and n not in ON_CLUSTER]
     assert not _loaded("smt_ray", *lower) & CLUSTER
 
 
 def test_training_jobs_read_their_arguments_without_ray():
     jobs = [f"jobs.{name}" for name in ("pretrain_lm", "pretrain_pixels", "solve_task")]
     assert not _loaded(*jobs) & CLUSTER
+
+
+def test_no_two_modules_of_the_package_have_one_name():
+    names = [n.rpartition(".")[2] for n in _modules() if n.startswith("smt_ray.")]
+    folders = {n.removeprefix("smt_ray.") for floor in FLOORS for n in floor}
+    twice = {name for name in names if names.count(name) > 1}
+    assert not twice - folders
+
+
+def test_no_two_public_classes_have_one_name():
+    owners: dict[str, set[str]] = {}
+    for module, path in _modules().items():
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                owners.setdefault(node.name, set()).add(module)
+    assert {name: found for name, found in owners.items() if len(found) > 1} == {}

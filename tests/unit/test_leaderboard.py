@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from smt_ray.data.storage import Location
-from smt_ray.evaluation import landscape
-from smt_ray.evaluation.leaderboard import axes_of, csv_text, sweep_page, terminal_table
-from smt_ray.evaluation.ranking import Entry, best, higher_is_better, ranked
-from smt_ray.evaluation.study import write_study
+from smt_ray.report import landscape
+from smt_ray.report.leaderboard import axes_of, csv_text, sweep_page, terminal_table
+from smt_ray.report.ranking import Entry, best, higher_is_better, ranked
+from smt_ray.report.study_page import write_study
 
 KEYS = ("model.memory-tokens", "model.encoder-depth", "transition.cell")
 

@@ -9,7 +9,7 @@ import pytest
 
 COUNT = """
 import os
-from smt_ray.distributed.local import usable_cpus
+from smt_ray.cluster.local import usable_cpus
 
 most = usable_cpus()
 os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
@@ -39,7 +39,7 @@ def test_cpus_are_those_that_the_process_may_use(allotted, expected):
 def test_ray_without_a_place_for_its_files_is_answered_in_one_line(place, tmp_path):
     (tmp_path / "a-file").touch()
     done = subprocess.run(
-        [sys.executable, "-c", "from smt_ray.distributed.local import start; start(1, 1)"],
+        [sys.executable, "-c", "from smt_ray.cluster.local import start; start(1, 1)"],
         env=os.environ | {"RAY_TMPDIR": str(tmp_path / place)},
         capture_output=True,
         text=True,

@@ -8,10 +8,10 @@ from urllib.parse import urlsplit
 import pytest
 import wandb
 
+from smt_ray.cluster.weights_and_biases import check_wandb
 from smt_ray.config import RunConfig
 from smt_ray.data.storage import Location
-from smt_ray.distributed.metrics import MetricsLog, read_metrics
-from smt_ray.distributed.weights_and_biases import check_wandb
+from smt_ray.train.metrics import MetricsLog, read_metrics
 
 CONFIG = RunConfig(name="first")
 

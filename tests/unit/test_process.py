@@ -2,8 +2,8 @@
 
 import pytest
 
+from smt_ray.cluster.process import cpus_at_most
 from smt_ray.config import RuntimeConfig
-from smt_ray.distributed.process import cpus_at_most
 
 
 def nodes(*cpus, dead=()):

@@ -8,10 +8,10 @@ from smt_ray.config import DataConfig, DmtConfig, LossConfig, RunConfig, TrainCo
 from smt_ray.data.reader import Reader
 from smt_ray.data.storage import Location
 from smt_ray.data.windows import Windows
-from smt_ray.distributed.programs import BpttProgram, DmtProgram, TransitionProgram
 from smt_ray.objectives.bptt import Bptt
 from smt_ray.objectives.dmt import Dmt
 from smt_ray.objectives.teacher import Teacher
+from smt_ray.train.programs import BpttProgram, DmtProgram, TransitionProgram
 from tests.samples import MODEL, VOCABULARY, random_weights, rows, write
 
 L = 8

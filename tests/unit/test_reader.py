@@ -71,7 +71,7 @@ def test_columns_are_the_rows_own(tmp_path, table):
 
 def test_a_batch_is_the_same_rows_at_any_world_size(tmp_path, table):
     alone = reader(tmp_path, table)
-    for world in (2, 4):
+    for world in (2, 4, 8):  # 8: two ranks share a lane
         ranks = [reader(tmp_path, table, rank=r, world=world) for r in range(world)]
         for step in (0, 1, STEPS - 1, STEPS, 2 * STEPS + 3):
             parts = [ids(rank.batch(step)) for rank in ranks]
@@ -114,6 +114,20 @@ def test_a_rank_reads_few_row_groups(tmp_path, table):
     assert len(first_five) <= 2 * LANES
     list(map(reading.batch, range(STEPS)))
     assert len(reading._groups) <= 2 * LANES + 2
+    half = reader(tmp_path, table, layout=(1, 10), rank=1, world=2)
+    list(map(half.batch, range(STEPS)))
+    assert len(half._groups) <= LANES + 2
+
+
+def test_a_row_is_one_of_its_batch(tmp_path, table):
+    for world in (1, 4):
+        ranks = [reader(tmp_path, table, rank=rank, world=world) for rank in range(world)]
+        for step in (0, STEPS + 2):
+            for rank in ranks:
+                batch = rank.batch(step)
+                for column in range(BATCH // world):
+                    row = rank.row(step, column)
+                    assert all(torch.equal(row[name], batch[name][column]) for name in batch)
 
 
 def test_too_few_rows_are_refused_in_one_line(tmp_path):

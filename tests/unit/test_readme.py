@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from jobs import evaluate, generate, pretrain_lm, pretrain_pixels, scaling_study, solve_task
-from smt_ray.command_line import Options, parse, parse_run
-from smt_ray.distributed.prometheus import COUNTERS, GAUGES
-from smt_ray.recipes import on_source
+from smt_ray.cluster.prometheus import COUNTERS, GAUGES
+from smt_ray.pipeline.command_line import Options, parse, parse_run
+from smt_ray.pipeline.recipes import on_source
 from smt_ray.studies.options import Sweeper
-from smt_ray.studies.sweep import Sweep
+from smt_ray.studies.tuning import Sweep
 from smt_ray.tasks import TASKS
 
 ROOT = Path(__file__).parents[2]
@@ -30,8 +30,8 @@ JOBS = {
     "solve_task": solve_task.parse,
     "scaling_study": scaling_study.parse,
     "sweep": lambda arguments: Sweep(Sweeper(arguments)),
-    "generate": lambda arguments: parse(generate.Options, arguments, ""),
-    "evaluate": lambda arguments: parse(evaluate.Options, arguments, ""),
+    "generate": lambda arguments: parse(generate.GenerateOptions, arguments, ""),
+    "evaluate": lambda arguments: parse(evaluate.EvaluateOptions, arguments, ""),
 }
 
 

@@ -11,8 +11,8 @@ import pytest
 import ray.exceptions
 import ray.train
 
+from smt_ray.cluster.refusals import explained, is_lasting
 from smt_ray.data.storage import Location
-from smt_ray.distributed.refusals import explained, is_lasting
 
 ROOT = Path(__file__).parents[2]
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -128,7 +128,7 @@ def test_a_marker_that_cannot_be_written_leaves_nothing(tmp_path):
     ran = limited(
         "import resource, sys\n"
         "from smt_ray.data.storage import Location\n"
-        "from smt_ray.distributed.session import check_storage\n"
+        "from smt_ray.cluster.session import check_storage\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (2, 1000))\n"
         "try:\n"
         "    check_storage(Location.of(sys.argv[1]), 0)\n"

@@ -10,10 +10,11 @@ import pytest
 
 from smt_ray.config import RunConfig
 from smt_ray.data.storage import Location
-from smt_ray.evaluation import pictures, plots
-from smt_ray.evaluation.panels import Report, errors_by_age
-from smt_ray.evaluation.report import write_report
-from smt_ray.evaluation.table import LABELS, duration, entries, summary_table, written
+from smt_ray.report import pictures, plots
+from smt_ray.report.panels import Report, errors_by_age
+from smt_ray.report.run_report import write_report
+from smt_ray.report.table import LABELS, entries, summary_table, written
+from smt_ray.terminal import duration
 
 SUMMARY: dict[str, Any] = {
     "name": "tiny",

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from smt_ray.data.storage import Location
-from smt_ray.distributed.resumption import RECORD, last_whole
+from smt_ray.train.resumption import RECORD, last_whole
 
 LOSSES = {0: 3.0, 10: 1.0, 20: 2.0}
 

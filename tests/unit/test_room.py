@@ -5,11 +5,11 @@ import shlex
 
 import pytest
 
-from smt_ray.command_line import Options, parse_run
+from smt_ray.cluster.session import check_room, cpus_needed, gpus_needed
 from smt_ray.config import RunConfig
-from smt_ray.distributed.session import check_room, cpus_needed, gpus_needed
-from smt_ray.recipes import on_text
-from smt_ray.run_directory import trained_tokens
+from smt_ray.pipeline.command_line import Options, parse_run
+from smt_ray.pipeline.recipes import on_text
+from smt_ray.pipeline.run_directory import trained_tokens
 
 ENOUGH = 1000
 

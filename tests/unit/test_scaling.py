@@ -6,10 +6,9 @@ import pytest
 
 from jobs.scaling_study import described, parse
 from smt_ray.data.storage import Location
-from smt_ray.distributed.meter import label_rate
-from smt_ray.distributed.trace import covered
-from smt_ray.evaluation.study import Study, write_study
-from smt_ray.recipes import on_text
+from smt_ray.labels.meter import label_rate
+from smt_ray.pipeline.recipes import on_text
+from smt_ray.report.study_page import Study, write_study
 from smt_ray.studies.chapters import Result, chapters
 from smt_ray.studies.measurements import (
     Point,
@@ -19,10 +18,11 @@ from smt_ray.studies.measurements import (
     training_times,
 )
 from smt_ray.studies.quality import compression_rows, curves
-from smt_ray.studies.scaling import cost_rows, read_points, scaling_study
 from smt_ray.studies.scenario import Plan, Scenario
 from smt_ray.studies.space import Choice
+from smt_ray.studies.study import cost_rows, read_points, scaling_study
 from smt_ray.studies.tables import terminal_table, throughput_table
+from smt_ray.train.trace import covered
 
 TINY = on_text("tiny")
 

@@ -3,7 +3,7 @@
 import pytest
 
 from smt_ray.config import RunConfig
-from smt_ray.stages import fingerprints, settings, upstream
+from smt_ray.pipeline.stages import fingerprints, settings, upstream
 
 PLAIN = ["tokens", "teacher", "labels", "transition", "dmt", "export", "evaluate"]
 

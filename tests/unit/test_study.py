@@ -1,9 +1,9 @@
 """The page of a study: every part, nothing of an empty one, text from outside escaped."""
 
 from smt_ray.data.storage import Location
-from smt_ray.evaluation import plots
-from smt_ray.evaluation.panels import Panel, to_svg
-from smt_ray.evaluation.study import Section, Study, Table, write_study
+from smt_ray.report import plots
+from smt_ray.report.panels import Panel, to_svg
+from smt_ray.report.study_page import Section, Study, Table, write_study
 
 TABLE = Table(
     title="All trials",

@@ -10,13 +10,13 @@ import yaml
 
 from smt_ray.config import RuntimeConfig
 from smt_ray.data.storage import Location
-from smt_ray.distributed.claims import claimed
-from smt_ray.evaluation.ranking import Entry, Status
+from smt_ray.pipeline.locks import locked
+from smt_ray.report.ranking import Entry, Status
 from smt_ray.studies.options import RECORD, Sweeper
 from smt_ray.studies.search import Suggestions
 from smt_ray.studies.space import nested, parse_space
-from smt_ray.studies.sweep import Sweep, slots
 from smt_ray.studies.trials import Planner, Records
+from smt_ray.studies.tuning import Sweep, slots
 
 TASK = ("--task", "parity", "--length", "16")
 SPACE = ("--space", "model.memory-tokens=4,8")
@@ -68,7 +68,7 @@ def test_a_sweep_waits_for_another_of_its_name_and_is_then_compared_with_it(tmp_
     caplog.set_level(logging.INFO, "smt_ray")
     waiting = sweep(tmp_path, *SPACE, "--name", "one")
     with ThreadPoolExecutor(1) as pool:
-        with claimed(waiting.directory, "another"):
+        with locked(waiting.directory, "another"):
             running = pool.submit(waiting.run)
             while not any("waiting for it" in line for line in caplog.messages):
                 time.sleep(0.05)

@@ -14,7 +14,7 @@ from benchmarks.tasks import RATES, best_rate
 from smt_ray.model.rnn import RNN
 from smt_ray.objectives.dmt import Dmt
 from smt_ray.objectives.teacher import Teacher
-from smt_ray.recipes import on_task
+from smt_ray.pipeline.recipes import on_task
 from tests.samples import random_weights
 
 SECONDS = 2.0

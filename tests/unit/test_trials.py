@@ -4,7 +4,7 @@ import pytest
 
 from smt_ray.config import RunConfig
 from smt_ray.data.storage import Location
-from smt_ray.evaluation.ranking import Entry
+from smt_ray.report.ranking import Entry
 from smt_ray.studies.space import draws, grid, nested, parse_space
 from smt_ray.studies.trials import Planner, Records, distinct, in_turn
 

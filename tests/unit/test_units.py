@@ -2,9 +2,9 @@
 
 import pytest
 
-from smt_ray.data.artifacts import MANIFEST
 from smt_ray.data.storage import Location
 from smt_ray.data.units import UNITS, Record, Try
+from smt_ray.pipeline.artifacts import MANIFEST
 
 SPLITS = ("train", "validation")
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from smt_ray.distributed.view import PLAIN_EVERY_S, STALL_S, Progress, View
+from smt_ray.cluster.view import PLAIN_EVERY_S, STALL_S, Progress, View
 
 AT = Progress(stage="dmt", step=20, steps=100, loss=2.5, rate=50.0)
 

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from smt_ray.data.reader import Stream
-from smt_ray.data.windows import Windows
-from smt_ray.distributed.programs import _share
+from smt_ray.data.windows import Windows, dealt
 from smt_ray.model.cells import build_cell
 from smt_ray.objectives.objective import apply_cell, previous
 from tests.samples import MODEL, VOCABULARY, random_weights
@@ -17,12 +16,13 @@ K, D = MODEL.memory_tokens, MODEL.width
 
 
 class Labels(Stream):
-    """Label rows made from their ids: batch n holds rows n * size.. of this rank."""
+    """Label rows made from their ids: global batch n holds rows n * size.. , each rank a share."""
 
-    def __init__(self, size=B, length=L, shape=(K, D), start=0):
+    def __init__(self, size=B, length=L, shape=(K, D), start=0, rank=0, world=1):
         self.size, self.length, self.shape, self.start = size, length, shape, start
+        self.columns = range(size)[rank * size // world : (rank + 1) * size // world]
 
-    def row(self, number):
+    def made(self, number):
         random = torch.Generator().manual_seed(number)
         return {
             "sequence_id": torch.tensor(number),
@@ -31,7 +31,7 @@ class Labels(Stream):
         }
 
     def batch(self, step):
-        made = [self.row(self.start + step * self.size + n) for n in range(self.size)]
+        made = [self.made(self.start + step * self.size + n) for n in self.columns]
         return {name: torch.stack([row[name] for row in made]) for name in made[0]}
 
 
@@ -66,11 +66,11 @@ def test_a_state_of_age_a_is_an_a_step_rollout_from_a_label():
     assert ages == set(range(L))
 
 
-def test_windows_take_turns_and_the_fresh_ones_come_in_order():
+def test_windows_take_turns_and_each_column_has_fresh_ones_in_order():
     labels = Labels()
     windows = pool(labels)
     held = [list(range(turn * B, turn * B + B)) for turn in range(FACTOR)]
-    fresh = itertools.count(FACTOR * B)
+    fresh = [itertools.count(FACTOR * B + column, B) for column in range(B)]
     for step in range(60):
         turn, before = step % FACTOR, windows.pool["age"].clone()
         batch = visit(windows, step)
@@ -79,23 +79,23 @@ def test_windows_take_turns_and_the_fresh_ones_come_in_order():
         for row in range(B):
             place = turn * B + row
             if int(windows.pool["age"][place]) == 0:
-                held[turn][row] = next(fresh)
-                new = labels.row(held[turn][row])
+                held[turn][row] = next(fresh[row])
+                new = labels.made(held[turn][row])
                 assert torch.equal(windows.pool["inputs"][place], new["inputs"])
                 assert torch.equal(windows.pool["state"][place], previous(new["memory"][None])[0])
             else:
                 assert int(windows.pool["age"][place]) == int(batch["age"][row]) + 1
-    assert windows.state()["taken"].item() == next(fresh)
+    assert windows.state()["taken"].tolist() == [next(column) // B for column in fresh]
 
 
 @pytest.mark.parametrize("visits", [2.0, 12.0])
 def test_a_visit_is_the_last_by_a_chance_of_one_in_visits(visits):
     labels = Labels(size=64, length=200, shape=(1, 1))
     windows = Windows(labels, factor=2, visits=visits, depth=1, seed=0)
-    state, taken = torch.zeros(64, 200, 1, 1), windows.state()["taken"].item()
+    state, taken = torch.zeros(64, 200, 1, 1), windows.state()["taken"].sum().item()
     for step in range(200):
         windows.carry(step, state)
-    retired, trials, chance = windows.state()["taken"].item() - taken, 200 * 64, 1 / visits
+    retired, trials, chance = windows.state()["taken"].sum().item() - taken, 200 * 64, 1 / visits
     assert abs(retired - trials * chance) < 4 * (trials * chance * (1 - chance)) ** 0.5
 
 
@@ -104,7 +104,7 @@ def test_a_window_retires_at_age_L():
     for step in range(3 * L * FACTOR):
         batch = visit(windows, step)
         assert batch["age"].eq(step // FACTOR % L).all()
-    assert windows.state()["taken"].item() == (3 + 1) * FACTOR * B
+    assert windows.state()["taken"].tolist() == [(3 + 1) * FACTOR] * B
 
 
 def test_a_probe_shows_the_same_windows_whenever_it_is_asked():
@@ -126,32 +126,31 @@ def test_a_saved_state_goes_on_as_if_nothing_happened():
     for step in range(17):
         visit(windows, step)
     saved = {name: value.clone() for name, value in windows.state().items()}
-    again = pool(Labels(), saved=_share([saved], 0, 1, FACTOR))
+    again = pool(Labels(), saved=dealt([saved], 0, 1, FACTOR))
     for step in range(17, 50):
         assert equal(visit(windows, step), visit(again, step))
     assert equal(windows.state(), again.state())
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 4), (2, 2)])
-def test_windows_are_dealt_out_to_another_number_of_ranks(before, after):
-    size = 8 // before
-    ranks = [pool(Labels(size, start=1000 * rank)) for rank in range(before)]
+def joined(ranks, step):
+    """Visit the windows of a step on all ranks; return the global batch."""
+    parts = [visit(windows, step) for windows in ranks]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 4), (4, 4)])
+def test_another_number_of_ranks_goes_on_with_the_same_windows_in_the_same_order(before, after):
+    def ranks(world, saved=()):
+        return [
+            pool(Labels(rank=r, world=world), saved=dealt([*saved], r, world, FACTOR))
+            for r in range(world)
+        ]
+
+    alone, together = ranks(1), ranks(before)
     for step in range(17):
-        for windows in ranks:
-            visit(windows, step)
-    saved = [windows.state() for windows in ranks]
-    dealt = [
-        pool(Labels(8 // after), saved=_share(saved, rank, after, FACTOR)) for rank in range(after)
-    ]
-    for step in range(17, 17 + FACTOR):  # the same windows at the same step, with their states
-        old = [windows.batch(step) for windows in ranks]
-        new = [windows.batch(step) for windows in dealt]
-        assert {len(batch["age"]) for batch in new} == {8 // after}
-        both = [{n: torch.cat([batch[n] for batch in side]) for n in old[0]} for side in (old, new)]
-        assert equal(*both)
-    taken = [windows.state()["taken"].item() for windows in ranks]
-    shares = [windows.state()["taken"].item() for windows in dealt]
-    if before == after:
-        assert shares == taken
-    else:  # a share of the rows that all ranks took
-        assert shares == [-(-sum(taken) // after)] * after
+        assert equal(joined(together, step), joined(alone, step))
+    together = ranks(after, [windows.state() for windows in together])
+    for step in range(17, 60):
+        assert equal(joined(together, step), joined(alone, step))
+    taken = torch.cat([windows.state()["taken"] for windows in together])
+    assert torch.equal(taken, alone[0].state()["taken"])

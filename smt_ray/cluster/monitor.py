@@ -1,0 +1,148 @@
+"""The line between the driver and rank 0: progress comes up, a request to stop goes down."""
+
+import logging
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from smt_ray.cluster import interruption
+from smt_ray.cluster.session import beside_driver
+from smt_ray.cluster.view import EVERY_S, Progress, View, watched
+
+logger = logging.getLogger(__name__)
+NAMESPACE = "smt_ray"
+"""Ray's namespace of the boards of all runs on a cluster."""
+Loss = tuple[int, int]
+"""After which step workers were lost, and from which one those that replace them went on."""
+
+
+@ray.remote(num_cpus=0)
+class Board:
+    """Holds the latest progress, where workers were lost, and the request to stop."""
+
+    def __init__(self) -> None:
+        """Start with nothing known and nothing asked."""
+        self._latest: Progress | None = None
+        self._attempt = ""
+        self._losses: list[Loss] = []
+        self._stop = False
+
+    def report(self, progress: Progress, attempt: str, start: int) -> bool:
+        """Take rank 0's progress; return whether to stop.
+
+        Args:
+            progress: where the training is.
+            attempt: tells the workers from those that were started before or after them.
+            start: the step from which they went on.
+        """
+        if self._latest and attempt != self._attempt:
+            self._losses.append((self._latest.step, start))
+        self._latest, self._attempt = progress, attempt
+        return self._stop
+
+    def latest(self) -> tuple[Progress | None, list[Loss]]:
+        """Return the latest progress, and where workers were lost."""
+        return self._latest, self._losses
+
+    def request_stop(self) -> None:
+        """Ask the training to save a checkpoint and stop."""
+        self._stop = True
+
+
+class Reporter:
+    """Rank 0's end: reports about once a second, without waiting for the answer."""
+
+    def __init__(self, board: Any, stage: str, start: int, steps: int) -> None:
+        """Report to `board` on a stage that goes on from step `start`."""
+        self._board, self._stage, self._start, self._steps = board, stage, start, steps
+        self._attempt = uuid.uuid4().hex
+        self._sent, self._asked, self._stop = 0.0, None, False
+
+    def stop_requested(self, step: int, loss: float, rate: float) -> bool:
+        """Report progress if it is time; return whether a stop was asked for.
+
+        Args:
+            step: optimizer steps done.
+            loss: in the objective's unit.
+            rate: tokens per second.
+        """
+        if self._asked is not None and ray.wait([self._asked], timeout=0)[0]:
+            self._stop, self._asked = ray.get(self._asked), None
+        now = time.monotonic()
+        if self._asked is None and now - self._sent > EVERY_S:
+            at = Progress(stage=self._stage, step=step, steps=self._steps, rate=rate, loss=loss)
+            self._asked = self._board.report.remote(at, self._attempt, self._start)
+            self._sent = now
+        return self._stop
+
+
+@contextmanager
+def monitored(run: str) -> Iterator[Any]:
+    """Show the progress of a training of `run`, and turn a signal into a request to stop.
+
+    Where there is nothing to save yet, the signal stops at once.
+
+    Yields:
+        The board, for rank 0's `Reporter`.
+    """
+    board: Any = Board.options(  # type: ignore[attr-defined]
+        name=f"{_prefix(run)}{uuid.uuid4().hex}",
+        namespace=NAMESPACE,
+        scheduling_strategy=beside_driver(),
+    ).remote()
+    known: list[Loss] = []
+
+    def look(view: View, now: float) -> None:
+        latest, losses = ray.get(board.latest.remote())
+        for step, start in losses[len(known) :]:
+            known.append((step, start))
+            told = latest.stage, step, start
+            logger.warning("%s: lost a worker after step %d; going on from step %d", *told)
+            view.restart()
+        if latest is not None:
+            view.show(latest, now)
+
+    try:
+        with watched(look) as view:
+
+            def save() -> bool:
+                if view.begun:
+                    board.request_stop.remote()
+                return view.begun
+
+            with interruption.saving(save):
+                yield board
+    finally:
+        with suppress(RayError):
+            ray.kill(board)
+
+
+def stop_trainings(runs: Iterable[str], wait_s: float) -> None:
+    """Ask all trainings of these runs to save and stop; wait until they did.
+
+    Args:
+        runs: the runs' names.
+        wait_s: longest wait in seconds.
+    """
+    until, prefixes = time.monotonic() + wait_s, tuple(map(_prefix, runs))
+    asked: set[str] = set()
+    while (boards := _boards(prefixes)) and time.monotonic() < until:
+        for name in boards - asked:
+            with suppress(ValueError):  # it has ended meanwhile
+                ray.get_actor(name, namespace=NAMESPACE).request_stop.remote()
+        asked |= boards
+        time.sleep(EVERY_S)
+
+
+def _boards(prefixes: tuple[str, ...]) -> set[str]:
+    named = ray.util.list_named_actors(all_namespaces=True)
+    return {actor["name"] for actor in named if actor["name"].startswith(prefixes)}
+
+
+def _prefix(run: str) -> str:
+    return f"board/{run}/"

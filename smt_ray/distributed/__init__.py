@@ -1,1 +1,0 @@
-"""What runs on the cluster: Ray Data pipelines, the training loop, encoder gangs, sweeps."""

@@ -1,0 +1,1 @@
+"""The label factory: token shards through encoder gangs into label shards."""

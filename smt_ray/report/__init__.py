@@ -1,0 +1,1 @@
+"""Everything drawn or tabulated; it is given plain values."""

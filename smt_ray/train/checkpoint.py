@@ -1,0 +1,84 @@
+"""The portable checkpoint: safetensors and JSON, loadable at any world size and ZeRO stage.
+
+Every parameter's fp32 weight and Adam moments are gathered one by one, and spread over the ranks'
+files; `state.json` holds the step, the validation loss and the world size. No pickle is written or
+read.
+"""
+
+import json
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from smt_ray.train.engine import MOMENTS, Engine
+
+State = dict[str, Tensor]
+
+
+def save_checkpoint(engine: Engine, directory: Path, step: int, stream: State, loss: float) -> None:
+    """Write this rank's part of the checkpoint; every rank must call it (it is collective).
+
+    Args:
+        engine: the training engine.
+        directory: where this rank's files go; the ranks' files have different names.
+        step: optimizer steps done.
+        stream: this rank's state of the data stream, rows first.
+        loss: validation loss.
+    """
+    rank, world = engine.rank, engine.world
+    tensors: State = {}
+    for number, (name, parameter) in enumerate(engine.objective.named_parameters()):
+        values = engine.state(parameter, stepped=step > 0)
+        if number % world == rank:
+            for kind, value in zip(("weight", *MOMENTS), values, strict=True):
+                tensors[f"{kind}/{name}"] = value.detach().cpu().contiguous()
+    save_file(tensors, directory / f"weights-{rank:05d}.safetensors")
+    if stream:
+        stream = {name: value.cpu().contiguous() for name, value in stream.items()}
+        save_file(stream, directory / f"stream-{rank:05d}.safetensors")
+    if rank == 0:
+        state = {"format": 2, "step": step, "loss": loss, "world": world}
+        (directory / "state.json").write_text(json.dumps(state))
+
+
+class Checkpoint:
+    """A saved checkpoint, opened for reading."""
+
+    def __init__(self, directory: Path) -> None:
+        """Open the checkpoint in a local `directory`."""
+        self.directory = directory
+        state = json.loads((directory / "state.json").read_text())
+        self.step: int = state["step"]
+        # By number: an unfinished upload of more ranks may have left files in the same place.
+        self._ranks = [f"{rank:05d}.safetensors" for rank in range(state["world"])]
+        files = [safe_open(directory / f"weights-{rank}", "pt") for rank in self._ranks]
+        self._where = {key: file for file in files for key in [*file.keys()]}
+
+    def weights(self) -> State:
+        """Return all weights by parameter name."""
+        return {
+            key.removeprefix("weight/"): file.get_tensor(key)
+            for key, file in self._where.items()
+            if key.startswith("weight/")
+        }
+
+    def streams(self) -> list[State]:
+        """Return the ranks' stream states in rank order; empty if the stream has no state."""
+        states = []
+        for path in (self.directory / f"stream-{rank}" for rank in self._ranks):
+            if path.exists():
+                with safe_open(path, "pt") as file:
+                    states.append({key: file.get_tensor(key) for key in [*file.keys()]})
+        return states
+
+    def restore_optimizer(self, engine: Engine) -> None:
+        """Set the moments and step counts; the optimizer must have allocated them (one step did).
+
+        The objective must hold these weights already.
+        """
+        for name, parameter in engine.objective.named_parameters():
+            moments = {m: self._where[f"{m}/{name}"].get_tensor(f"{m}/{name}") for m in MOMENTS}
+            engine.restore(parameter, moments)
+        engine.count_steps(self.step)

@@ -1,0 +1,248 @@
+"""Engines: an objective with its optimizer, and the ranks that share it.
+
+`DeepSpeedEngine` trains over the ranks of a process group at any ZeRO stage. `PlainEngine` trains
+in one process with torch alone, to the same numbers as ZeRO stage 0 on one rank.
+"""
+
+import contextlib
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_, get_total_norm
+
+from smt_ray.cluster.zero import zero_settings
+from smt_ray.config import RuntimeConfig, TrainConfig
+from smt_ray.objectives.objective import Batch, Objective
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""AdamW's names for the two moments of a parameter."""
+
+
+class Engine(ABC):
+    """Takes optimizer steps on an objective, by AdamW at a rate that each step is given."""
+
+    objective: Objective
+    device: torch.device
+    rank: int = 0
+    world: int = 1
+    pieces: int = 1
+    """Micro-batches in one optimizer step of one rank."""
+
+    @abstractmethod
+    def step(
+        self, micros: list[Batch], rate: float
+    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        """Take one optimizer step at learning rate `rate`.
+
+        Returns:
+            What the objective returned for each micro-batch, and the norms of the gradient before
+            it was clipped.
+        """
+
+    @abstractmethod
+    def sum(self, values: Tensor) -> None:
+        """Add `values` up over the ranks, in place; all of them call it."""
+
+    @abstractmethod
+    def state(self, parameter: nn.Parameter, *, stepped: bool) -> list[Tensor]:
+        """Return a parameter's whole fp32 weight and its moments; all ranks call it.
+
+        Args:
+            parameter: one of the objective's.
+            stepped: whether a step was taken; the moments are zeros before the first.
+        """
+
+    @abstractmethod
+    def restore(self, parameter: nn.Parameter, moments: dict[str, Tensor]) -> None:
+        """Set a parameter's moments, by name; a step must have allocated them."""
+
+    @abstractmethod
+    def count_steps(self, steps: int) -> None:
+        """Set the number of steps that AdamW has taken."""
+
+
+class PlainEngine(Engine):
+    """One process, torch alone."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        train: TrainConfig,
+        *,
+        rows: int = 0,
+        device: torch.device = torch.device("cpu"),  # noqa: B008  immutable
+    ) -> None:
+        """Move `objective` to `device`; `rows` sequences make a micro-batch, 0: the whole batch."""
+        self.objective, self.device, self.train = objective.to(device), device, train
+        self.pieces = train.global_batch // (rows or train.global_batch)
+        self.optimizer = adamw(objective, train)
+
+    def step(
+        self, micros: list[Batch], rate: float
+    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        """Take one optimizer step at learning rate `rate`."""
+        _set_rate(self.optimizer, rate)
+        results = []
+        for micro in micros:
+            with autocast(self.device, self.train):
+                result = self.objective(micro)
+            (result["loss"] / len(micros)).backward()
+            results.append(result)
+        norms = norms_of(self.objective)
+        graded = [p for p in self.objective.parameters() if p.grad is not None]
+        clip_grad_norm_(graded, self.train.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return results, norms
+
+    def sum(self, values: Tensor) -> None:
+        """Leave `values` as they are: there is one rank."""
+
+    def state(self, parameter: nn.Parameter, *, stepped: bool) -> list[Tensor]:
+        """Return a parameter's weight and its moments."""
+        return _plain_state(self.optimizer, parameter)
+
+    def restore(self, parameter: nn.Parameter, moments: dict[str, Tensor]) -> None:
+        """Set a parameter's moments."""
+        for name, value in moments.items():
+            self.optimizer.state[parameter][name].copy_(value)
+
+    def count_steps(self, steps: int) -> None:
+        """Set the number of steps that AdamW has taken."""
+        _set_steps(self.optimizer, steps)
+
+
+class DeepSpeedEngine(Engine):
+    """All ranks of the process group, at the ZeRO stage of the runtime settings."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        train: TrainConfig,
+        runtime: RuntimeConfig,
+        device: torch.device,
+    ) -> None:
+        """Wrap `objective`; DeepSpeed clips gradients by their joint norm over all parameters."""
+        import deepspeed
+
+        self.objective, self.device = objective, device
+        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        rows = runtime.rows(train, self.world)
+        self.pieces = train.global_batch // self.world // rows
+        settings = zero_settings(rows, runtime.zero_stage, train.precision) | {
+            "gradient_accumulation_steps": self.pieces,
+            "gradient_clipping": train.clip_norm,
+        }
+        optimizer = adamw(objective, train)
+        self.engine, *_ = deepspeed.initialize(
+            model=objective, optimizer=optimizer, config=settings
+        )
+        self.plain = self.engine.zero_optimization_stage() == 0
+
+    def step(
+        self, micros: list[Batch], rate: float
+    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        """Take one optimizer step at learning rate `rate`."""
+        engine: Any = self.engine
+        _set_rate(engine.optimizer, rate)
+        results, norms = [], {}
+        for micro in micros:
+            result = engine(micro)
+            engine.backward(result["loss"])
+            if self.plain and engine.is_gradient_accumulation_boundary():
+                norms = norms_of(self.objective)  # at stage 0 DeepSpeed clips, but does not tell
+            engine.step()
+            results.append(result)
+        if not self.plain:
+            norm = engine.get_global_grad_norm()
+            norms = {"norm/gradient": torch.as_tensor(norm, device=self.device)}
+        return results, norms
+
+    def sum(self, values: Tensor) -> None:
+        """Add `values` up over the ranks, in place."""
+        dist.all_reduce(values)
+
+    def state(self, parameter: nn.Parameter, *, stepped: bool) -> list[Tensor]:
+        """Return a parameter's whole fp32 weight and its moments."""
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        if self.plain:
+            return _plain_state(self.engine.optimizer, parameter)
+        weight = safe_get_full_fp32_param(parameter)
+        if not stepped:
+            return [weight, *(torch.zeros_like(weight) for _ in MOMENTS)]
+        return [weight, *(safe_get_full_optimizer_state(parameter, name) for name in MOMENTS)]
+
+    def restore(self, parameter: nn.Parameter, moments: dict[str, Tensor]) -> None:
+        """Set a parameter's moments."""
+        from deepspeed.utils import safe_set_full_optimizer_state
+
+        for name, value in moments.items():
+            if self.plain:
+                self.engine.optimizer.state[parameter][name].copy_(value)
+            else:
+                safe_set_full_optimizer_state(parameter, value, name)
+
+    def count_steps(self, steps: int) -> None:
+        """Set the number of steps that AdamW has taken."""
+        _set_steps(self.engine.optimizer, steps)
+
+    def destroy(self) -> None:
+        """Free what DeepSpeed holds; only a process that builds another engine needs it."""
+        self.engine.destroy()
+
+
+def adamw(objective: nn.Module, train: TrainConfig) -> torch.optim.AdamW:
+    """Return AdamW that decays matrices alone."""
+    matrices = [p for p in objective.parameters() if p.dim() > 1]
+    vectors = [p for p in objective.parameters() if p.dim() <= 1]
+    groups = [
+        {"params": matrices, "weight_decay": train.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=train.learning_rate,
+        betas=(train.beta1, train.beta2),
+        fused=True,
+    )
+
+
+def autocast(device: torch.device, train: TrainConfig) -> contextlib.AbstractContextManager[None]:
+    """Return the context in which matrix products have the precision of `train`."""
+    if train.precision == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+def norms_of(objective: nn.Module) -> dict[str, Tensor]:
+    """Return the norm of the gradient, and those of the cell and the rest where both are trained.
+
+    Both parts are clipped by the joint norm.
+    """
+    parts: dict[str, list[Tensor]] = {}
+    for name, parameter in objective.named_parameters():
+        if parameter.grad is not None:
+            part = "norm/cell" if "cell" in name.split(".") else "norm/rest"
+            parts.setdefault(part, []).append(parameter.grad)
+    norms = {part: get_total_norm(gradients) for part, gradients in parts.items()}
+    whole = {"norm/gradient": get_total_norm(list(norms.values()))}
+    return norms | whole if len(norms) > 1 else whole
+
+
+def _set_rate(optimizer: Any, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def _set_steps(optimizer: Any, steps: int) -> None:
+    for state in optimizer.state.values():
+        state["step"].fill_(steps)
+
+
+def _plain_state(optimizer: Any, parameter: nn.Parameter) -> list[Tensor]:
+    moments = optimizer.state.get(parameter, {})
+    return [parameter.data, *(moments.get(m, torch.zeros_like(parameter)) for m in MOMENTS)]

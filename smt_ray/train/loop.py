@@ -1,0 +1,219 @@
+"""The training loop: one for every objective, on any host.
+
+A `Program` says what is trained (an objective) on what (a stream). A `Host` says where: on Ray
+Train with DeepSpeed, or in this process. This module says how: steps, schedule, validation,
+checkpoints, logging, resumption.
+"""
+
+import math
+import sys
+import time
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from smt_ray.config import RunConfig, RuntimeConfig, TrainConfig
+from smt_ray.data.reader import Batch, Stream
+from smt_ray.objectives.objective import Objective
+from smt_ray.train.checkpoint import State
+from smt_ray.train.host import Host
+from smt_ray.train.stepper import Stepper
+from smt_ray.train.trace import Trace
+
+UNSCORED = sys.float_info.max
+"""Validation loss of a checkpoint without one: the worst, and finite, as Ray keeps it in JSON."""
+
+
+class Program(Protocol):
+    """What one stage trains; it travels to the workers, so it holds places and settings only."""
+
+    @property
+    def config(self) -> RunConfig:
+        """The run that it belongs to."""
+
+    @property
+    def stage(self) -> str:
+        """Name of the stage."""
+
+    @property
+    def train(self) -> TrainConfig:
+        """Optimisation of the stage."""
+
+    def objective(self) -> Objective:
+        """Build the objective with its initial weights."""
+
+    def stream(self, rank: int, world: int, saved: list[State]) -> Stream:
+        """Build a rank's training stream, from the ranks' saved states where there are any."""
+
+    def validation(self, rank: int, world: int) -> Stream:
+        """Build a rank's validation stream."""
+
+
+def learning_rate(train: TrainConfig, position: float) -> float:
+    """Return the rate after `position` optimizer steps: linear warm-up, then the schedule."""
+    warmup = max(1, round(train.warmup_fraction * train.steps))
+    rate = train.learning_rate * min(1.0, (position + 1) / warmup)
+    if train.schedule == "cosine" and position >= warmup:
+        done = (position - warmup) / max(1, train.steps - warmup)
+        rate *= 0.5 * (1 + math.cos(math.pi * done))
+    return rate
+
+
+def train(program: Program, host: Host, runtime: RuntimeConfig, *, traced_steps: int = 0) -> int:
+    """Train `program` on `host` until its last step or a request to stop.
+
+    Args:
+        program: what is trained on what.
+        host: where.
+        runtime: how often it is logged and saved.
+        traced_steps: steps at the end that are traced for the time of their collectives.
+
+    Returns:
+        The optimizer steps done.
+
+    Raises:
+        FloatingPointError: if a figure is not finite; it names the step.
+    """
+    try:
+        training = Training(program, host, runtime, traced_steps)
+        training.run()
+    finally:
+        host.close()
+    return training.done
+
+
+class Training:
+    """One rank's side of a training run."""
+
+    def __init__(
+        self, program: Program, host: Host, runtime: RuntimeConfig, traced_steps: int
+    ) -> None:
+        """Build the objective, the engine and the streams; restore the latest checkpoint."""
+        self.program, self.train, self.host = program, program.train, host
+        self.runtime, self.traced_steps = runtime, traced_steps
+        rank, world = host.rank, host.world
+        objective = program.objective()
+        with host.latest() as saved:
+            self.resumed, self.done = saved is not None, saved.step if saved else 0
+            if saved:
+                objective.load_state_dict(saved.weights())
+            self.stepper = Stepper(host.engine(objective, self.train))
+            self.stream = program.stream(rank, world, saved.streams() if saved else [])
+            if saved:
+                self.stepper.restore(saved, self._batch(self.stream, self.done))
+        self.held_out = program.validation(rank, world)
+        self.loss = self.rate = self.learning_rate = 0.0
+        self.trace: Trace | None = None
+
+    def run(self) -> None:
+        """Step, log, validate and save until done.
+
+        Raises:
+            FloatingPointError: if a figure is not finite; it names the step.
+        """
+        if not self.resumed:
+            with self.host.aside():
+                self._save(self._validate())
+        self._begin()
+        while not self._finished:
+            stopping = self._step()
+            validating = self.done % self.train.validate_every == 0 or self._finished
+            saving = validating or stopping or self.done % self.runtime.checkpoint_every == 0
+            if saving or self.done % self.runtime.log_every == 0:
+                with self.host.aside():
+                    self._log()
+                    if saving:
+                        self._save(self._validate() if validating else UNSCORED)
+                self._begin()
+            if stopping:
+                return
+
+    @property
+    def _position(self) -> float:
+        return self.host.position(self.done)
+
+    @property
+    def _finished(self) -> bool:
+        return self._position >= self.train.steps
+
+    def _batch(self, stream: Stream, step: int) -> Batch:
+        """Return a rank's share of global batch `step`, with the step and the progress in it."""
+        progress = torch.tensor(self._position / self.train.steps)
+        return {**stream.batch(step), "step": torch.tensor(step), "progress": progress}
+
+    def _begin(self) -> None:
+        """Begin the interval that the next row of metrics is about."""
+        self.sums: dict[str, Tensor] = {}
+        self.first, self.since, self.waited = self.done, time.monotonic(), 0.0
+
+    def _step(self) -> bool:
+        """Take one step; return whether to stop after it."""
+        if self.traced_steps and self.done == self.train.steps - self.traced_steps:
+            self.trace = Trace(self.stepper.engine.device)
+            self.trace.start()
+        began = time.monotonic()
+        batch = self._batch(self.stream, self.done)
+        self.waited += time.monotonic() - began
+        self.learning_rate = learning_rate(self.train, self._position)
+        stop = self.host.stop_requested(self.done, self.loss, self.rate)
+        step = self.stepper.step(batch, self.learning_rate, stop=stop)
+        if step.carry is not None:
+            self.stream.carry(self.done, step.carry)
+        self.done += 1
+        self.tokens = self.train.global_batch * batch["inputs"].shape[1]
+        # Counts the steps up to the first bad one: NaN spreads to all later ones.
+        finite = step.metrics["loss/total"].isfinite()
+        for name, value in {**step.metrics, "finite": finite}.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        return step.stopping
+
+    def _validate(self) -> float:
+        """Return the mean validation loss over all ranks, logged with its parts and the probe's."""
+        began = time.monotonic()
+        sums: dict[str, Tensor] = {}
+        count = self.train.validation_batches
+        for step in range(count):
+            for name, value in self.stepper.validate(self._batch(self.held_out, step)).items():
+                sums[name] = sums.get(name, 0.0) + value / count
+        kept = self.stream.probe()
+        if kept is not None:
+            sums |= self.stepper.probe({**kept, "step": torch.tensor(self.done)})
+        means = self.stepper.mean(sums)
+        self._require_finite(means, self.done)
+        named = {
+            name if name.startswith("drift/") else f"validation/{name.removeprefix('loss/')}": v
+            for name, v in means.items()
+        }
+        self.host.record(self.done, named | {"time/validation_s": time.monotonic() - began})
+        return means["loss"]
+
+    def _log(self) -> None:
+        """Write the means of the steps since the interval began."""
+        steps = self.done - self.first
+        means = {name: value / steps for name, value in self.stepper.mean(self.sums).items()}
+        elapsed = time.monotonic() - self.since
+        finite = math.floor(means.pop("finite") * steps + 1e-6)
+        self._require_finite(means, min(self.first + finite + 1, self.done))
+        means["time/step_s"] = elapsed / steps
+        means["time/data_s"] = self.waited / steps  # rank 0's, of each step
+        if self.trace and self.done == self.train.steps:
+            means["time/collectives_s"] = self.trace.stop() / self.traced_steps
+        means["rate/tokens_per_s"] = self.tokens * steps / elapsed
+        means["optimizer/learning_rate"] = self.learning_rate
+        self.loss, self.rate = means["loss/total"], means["rate/tokens_per_s"]
+        self.host.record(self.done, means)
+
+    def _require_finite(self, means: dict[str, float], step: int) -> None:
+        bad = [name for name, value in means.items() if not math.isfinite(value)]
+        if bad:
+            raise FloatingPointError(
+                f"{self.program.stage}: {', '.join(bad)} not finite at step {step}; "
+                f"lower its learning-rate={self.train.learning_rate:g}"
+            )
+
+    def _save(self, loss: float) -> None:
+        """Save a portable checkpoint; every rank writes its part."""
+        began = time.monotonic()
+        self.host.save(self.stepper.engine, self.done, self.stream.state(), loss)
+        self.host.record(self.done, {"time/checkpoint_s": time.monotonic() - began})

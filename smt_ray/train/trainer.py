@@ -1,0 +1,144 @@
+"""Ray Train around the loop: workers, failures, checkpoints kept, and the weights that come out."""
+
+import logging
+import signal
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from textwrap import shorten
+from typing import Any
+
+import ray.train
+import torch
+from ray.exceptions import RayError
+from ray.train.torch import TorchTrainer
+
+from smt_ray.cluster import interruption
+from smt_ray.cluster.interruption import Stopped
+from smt_ray.cluster.monitor import monitored
+from smt_ray.cluster.session import WORKER_ENVIRONMENT
+from smt_ray.config import RuntimeConfig
+from smt_ray.data.storage import Location
+from smt_ray.data.weights import write_weights
+from smt_ray.train.checkpoint import Checkpoint
+from smt_ray.train.failures import Failures
+from smt_ray.train.loop import Program
+from smt_ray.train.metrics import read_metrics
+from smt_ray.train.process_group import GroupConfig
+from smt_ray.train.resumption import last_whole
+from smt_ray.train.worker import Assignment, train_worker
+
+logger = logging.getLogger(__name__)
+RUN = "train"
+"""Ray Train's name of every training: its directory below the stage's."""
+KEPT = 2
+"""Best checkpoints that are kept, beside the latest: one to go on from where that is damaged."""
+
+
+class _Trainer(TorchTrainer):
+    """Leaves Ctrl-C to `interruption`; Ray Train would abort, and keep the signal for ever."""
+
+    def _register_sigint_handler(self, controller: object) -> None:
+        pass
+
+
+def fit(
+    program: Program, runtime: RuntimeConfig, output: Location, *, traced_steps: int = 0
+) -> dict[str, float]:
+    """Train `program` to its last step, from the latest whole checkpoint in `output`, if any.
+
+    Writes `model.safetensors` (the weights with the lowest validation loss), `metrics.jsonl` and
+    `tensorboard/` to `output`. So many steps at the end are traced: `time/collectives_s`.
+
+    Returns:
+        Figures: steps, best step, validation losses, median tokens/s.
+
+    Raises:
+        Stopped: on SIGTERM or Ctrl-C, after a checkpoint.
+        ValueError: for what would fail again: a loss that is not finite (it names the step), a
+            damaged shard, too little memory, more failures than `runtime.max_failures`.
+    """
+    stage = program.stage
+    start = last_whole(output / RUN, stage)
+    if 0 < start < program.train.steps:
+        logger.info("%-10s going on from step %d of %d", stage, start, program.train.steps)
+    with monitored(program.config.name) as board:
+        result = _run(_trainer(program, runtime, output, board, traced_steps), stage, runtime)
+    assert result.metrics
+    assert result.best_checkpoints
+    if (step := result.metrics["step"]) < program.train.steps:
+        logger.info("%s: stopped at step %d; the same command goes on from there", stage, step)
+        raise Stopped(interruption.asked() or signal.SIGTERM)
+    best, metrics = min(result.best_checkpoints, key=lambda kept: kept[1]["validation/loss"])
+    with TemporaryDirectory() as directory:
+        weights = Checkpoint(Path(best.to_directory(directory))).weights()
+        write_weights(output, weights)
+    rates = sorted(
+        row["rate/tokens_per_s"] for row in read_metrics(output) if "rate/tokens_per_s" in row
+    )
+    return {
+        "steps": program.train.steps,
+        "best_step": metrics["step"],
+        "validation_loss": metrics["validation/loss"],
+        "tokens_per_s": rates[len(rates) // 2],
+    }
+
+
+def _trainer(
+    program: Program, runtime: RuntimeConfig, output: Location, board: Any, traced_steps: int
+) -> TorchTrainer:
+    assignment = Assignment(program, runtime, output, board, traced_steps)
+    return _Trainer(
+        train_worker,
+        train_loop_config={"assignment": assignment},
+        torch_config=GroupConfig(),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=runtime.workers,
+            use_gpu=runtime.gpu,
+            resources_per_worker={"CPU": 1, "GPU": 1} if runtime.gpu else {"CPU": 1},
+        ),
+        run_config=ray.train.RunConfig(  # type: ignore[call-arg]
+            name=RUN,
+            storage_path=output.path,
+            storage_filesystem=output.filesystem,
+            failure_config=ray.train.FailureConfig(max_failures=runtime.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(
+                num_to_keep=KEPT,
+                checkpoint_score_attribute="validation/loss",
+                checkpoint_score_order="min",
+            ),
+            callbacks=[Failures(program.config.name, program.stage)],  # type: ignore[list-item]
+            worker_runtime_env={"env_vars": WORKER_ENVIRONMENT},
+        ),
+    )
+
+
+def _run(trainer: TorchTrainer, stage: str, runtime: RuntimeConfig) -> ray.train.Result:
+    """Run a training; what would fail again is a `ValueError` in one line.
+
+    Raises:
+        Stopped: if Ray ended under a training that was asked to stop.
+        ValueError: naming the field or file at fault.
+    """
+    try:
+        return trainer.fit()
+    except ray.train.ControllerError as error:
+        failure = error.controller_failure
+        if isinstance(failure, torch.OutOfMemoryError):
+            rule = f"{stage} ran out of GPU memory; lower it"
+            raise ValueError(f"runtime.micro-batch={runtime.micro_batch}: {rule}") from error
+        if isinstance(failure, ValueError | ArithmeticError):
+            raise ValueError(" ".join(str(failure).split())) from error
+        raise
+    except ray.train.WorkerGroupError as error:
+        lost = next(iter(error.worker_failures.values()))
+        if not type(lost).__module__.startswith("ray."):
+            raise
+        raise ValueError(
+            f"runtime.max-failures={runtime.max_failures}: {stage} has lost workers more often; "
+            f"the same command goes on from its last checkpoint ({shorten(str(lost), 200)})"
+        ) from error
+    except RayError:
+        if not interruption.asked():
+            raise
+        logger.info("%s: Ray ended before it was saved; the last checkpoint stays", stage)
+        raise Stopped(interruption.asked()) from None

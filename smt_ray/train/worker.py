@@ -1,0 +1,103 @@
+"""One Ray Train worker of a training: its host, with DeepSpeed under the loop."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.train
+
+from smt_ray.cluster.monitor import Reporter
+from smt_ray.cluster.zero import prepare_process
+from smt_ray.config import RuntimeConfig, TrainConfig
+from smt_ray.data.storage import Location
+from smt_ray.objectives.objective import Objective
+from smt_ray.train.checkpoint import Checkpoint, State, save_checkpoint
+from smt_ray.train.engine import DeepSpeedEngine, Engine
+from smt_ray.train.host import Host
+from smt_ray.train.loop import Program, train
+from smt_ray.train.metrics import MetricsLog
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Everything a worker needs: what to train, how, where metrics go, the driver's board."""
+
+    program: Program
+    runtime: RuntimeConfig
+    output: Location
+    board: Any
+    traced_steps: int = 0
+    """Steps at the end that are traced for the time of their collectives."""
+
+
+def train_worker(settings: dict[str, Assignment]) -> None:
+    """Train on one Ray Train worker until the last step or a request to stop.
+
+    Raises:
+        FloatingPointError: if a figure is not finite; it names the step.
+    """
+    assignment = settings["assignment"]
+    host = RayTrainHost(assignment)
+    train(assignment.program, host, assignment.runtime, traced_steps=assignment.traced_steps)
+
+
+class RayTrainHost(Host):
+    """Checkpoints go through Ray Train; rank 0 writes the metrics and talks to the driver."""
+
+    def __init__(self, assignment: Assignment) -> None:
+        """Set the process up for DeepSpeed."""
+        context = ray.train.get_context()
+        self.rank, self.world = context.get_world_rank(), context.get_world_size()
+        self.assignment = assignment
+        self.device = prepare_process(assignment.runtime)
+        self.log: MetricsLog | None = None
+        self.reporter: Reporter | None = None
+
+    def engine(self, objective: Objective, train: TrainConfig) -> Engine:
+        """Return a DeepSpeed engine over all workers."""
+        return DeepSpeedEngine(objective, train, self.assignment.runtime, self.device)
+
+    @contextmanager
+    def latest(self) -> Iterator[Checkpoint | None]:
+        """Open Ray Train's latest checkpoint; rank 0 goes on with its metrics."""
+        latest = ray.train.get_checkpoint()
+        with tempfile.TemporaryDirectory() as empty:
+            saved = Checkpoint(Path(latest.to_directory(empty))) if latest else None
+            if self.rank == 0:
+                self._open_log(saved.step if saved else 0)
+            yield saved
+
+    def _open_log(self, done: int) -> None:
+        program, output = self.assignment.program, self.assignment.output
+        self.log = MetricsLog(program.config, output, program.stage, done)
+        steps = program.train.steps
+        self.reporter = Reporter(self.assignment.board, program.stage, done, steps)
+
+    def save(self, engine: Engine, step: int, stream: State, loss: float) -> None:
+        """Save a portable checkpoint through Ray Train."""
+        with tempfile.TemporaryDirectory() as directory:
+            save_checkpoint(engine, Path(directory), step, stream, loss)
+            if self.log:
+                self.log.flush()
+            ray.train.report(
+                {"step": step, "validation/loss": loss},
+                checkpoint=ray.train.Checkpoint.from_directory(directory),
+                checkpoint_dir_name=f"step-{step:09d}",
+            )
+
+    def record(self, step: int, values: dict[str, Any]) -> None:
+        """Write the row, on rank 0."""
+        if self.log:
+            self.log.add(step, values)
+
+    def stop_requested(self, done: int, loss: float, rate: float) -> bool:
+        """Return the driver's wish; only rank 0 talks to the driver."""
+        return self.reporter.stop_requested(done, loss, rate) if self.reporter else False
+
+    def close(self) -> None:
+        """Write the metrics out."""
+        if self.log:
+            self.log.close()

@@ -78,7 +78,7 @@ def parse(arguments: Sequence[str]) -> tuple[StudyOptions, Design]:
     run = options.run
     if options.bptt:
         tokens = {"steps": run.teacher.steps, "global_batch": run.teacher.global_batch}
-        run = run.update({"bptt": {"enabled": True, "train": tokens}})
+        run = run.update({"bptt": tokens})
     if options.steps < INTERVALS or options.steps % INTERVALS:
         raise ValueError(f"steps={options.steps}: must be a multiple of {INTERVALS}")
     if options.repeats < 1:
@@ -151,7 +151,7 @@ def described(design: Design) -> str:
 def _batches(config: RunConfig, stage: str) -> str:
     if stage == "labels":
         return f"gangs of ranks: {config.runtime.gangs} x {config.runtime.gang_ranks}"
-    train = config.stages()[stage if stage == "teacher" else f"{stage}.train"]
+    train = config.stages()[stage]
     return f"sequences of workers: {train.global_batch} / {config.runtime.workers}"
 
 

@@ -34,7 +34,7 @@ def run_alone(
     while True:
         process, cpus = _start(name, runtime)
         try:
-            return ray.get(process.call.remote(function, *arguments, cpus * runtime.threads))
+            return ray.get(process.call.remote(function, *arguments, cpus))
         except RayActorError as error:
             failures += 1
             if failures > runtime.max_failures:
@@ -74,14 +74,13 @@ def _start(name: str, runtime: RuntimeConfig) -> tuple[Any, int]:
 def cpus_at_most(runtime: RuntimeConfig, nodes: Iterable[Mapping[str, Any]]) -> int:
     """Return how many CPUs a process may ask for: the workers', if one of the nodes has as many.
 
-    Each worker took 1, on any node: that many there is room for wherever training had it. Next to
-    a GPU one is enough.
+    Next to a GPU those of one worker are enough.
 
     Args:
         runtime: workers and device.
         nodes: `ray.nodes()`.
     """
     if runtime.gpu:
-        return 1
+        return runtime.threads
     largest = max((node["Resources"].get("CPU", 0) for node in nodes if node["Alive"]), default=0)
-    return max(1, min(runtime.workers, int(largest)))
+    return max(1, min(runtime.worker_count * runtime.threads, int(largest)))

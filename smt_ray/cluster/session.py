@@ -2,11 +2,10 @@
 
 import errno
 import logging
-import os
 import re
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import ray
@@ -17,6 +16,17 @@ from smt_ray.cluster.address import cluster_address
 from smt_ray.cluster.interruption import shielded
 from smt_ray.cluster.local import join, start, usable_cpus
 from smt_ray.cluster.refusals import refusal
+from smt_ray.cluster.resources import (
+    DATA_CPUS,
+    KINDS,
+    check_room,
+    cpus_needed,
+    gpus_needed,
+    here,
+    limits,
+    resolved,
+    there,
+)
 from smt_ray.cluster.weights_and_biases import check_wandb
 from smt_ray.config import RunConfig, RuntimeConfig
 from smt_ray.data.storage import Location
@@ -24,9 +34,6 @@ from smt_ray.data.storage import Location
 logger = logging.getLogger(__name__)
 PATIENCE_S = 60
 """Seconds between lines while nodes start."""
-KINDS = ("CPU", "GPU")
-DATA_CPUS = 2
-"""CPUs that Ray Data's read and write tasks need beside the actors."""
 WORKER_ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     # Keep freed memory: glibc would give each large tensor back and fault it in again.
@@ -35,33 +42,28 @@ WORKER_ENVIRONMENT = {
 }
 
 
-def cpus_needed(runtime: RuntimeConfig) -> int:
-    """Return the CPUs of the hungriest stage: the trainer's or the gangs', and Ray Data's."""
-    return max(runtime.workers, runtime.gangs * runtime.gang_ranks) + DATA_CPUS
-
-
-def gpus_needed(runtime: RuntimeConfig) -> int:
-    """Return the GPUs of the hungriest stage."""
-    return max(runtime.workers, runtime.gangs * runtime.gang_ranks) if runtime.gpu else 0
-
-
-def connect(runtime: RuntimeConfig, runs: int = 1) -> None:
+def connect(config: RunConfig, runs: int = 1) -> RunConfig:
     """Join the cluster that this machine belongs to, or start one here for `runs` runs at once.
 
     Logical CPUs of a cluster started here may exceed the cores: its workers set their own threads.
+
+    Returns:
+        The run, with numbers for the cluster in place of `auto`.
 
     Raises:
         ValueError: in one line, if the cluster cannot be joined or none can be started.
     """
     if ray.is_initialized():
-        return
+        return resolved(config, there())
     _quiet_ray()
     address = cluster_address()
     with shielded():
         if address:
             join(address)
-        else:
-            start(max(usable_cpus(), runs * cpus_needed(runtime)), runs)
+            return resolved(config, there())
+        own = resolved(config, here())
+        start(max(usable_cpus(), runs * cpus_needed(own.runtime)), runs)
+        return own
 
 
 def beside_driver() -> NodeAffinitySchedulingStrategy:
@@ -108,70 +110,17 @@ def preflight(config: RunConfig) -> None:
     Raises:
         ValueError: in one line that names the field, the value and the mend.
     """
-    runtime = config.runtime
-    check_wandb(runtime.wandb_project)
-    limits, there = _limits(), ray.cluster_resources()
-    check_room(config, {kind: max(there.get(kind, 0), limits.get(kind, 0)) for kind in KINDS})
-    if limits:
-        _wait_for_nodes(runtime)
+    check_wandb(config.runtime.wandb_project)
+    check_room(config, there())
+    if limits():
+        _wait_for_nodes(config.runtime)
     check_shared(Location.of(config.storage))
-
-
-def check_room(config: RunConfig, resources: Mapping[str, float]) -> None:
-    """Check that a cluster has enough CPUs and GPUs.
-
-    Raises:
-        ValueError: in one line with the flags of a run that fits.
-    """
-    runtime = config.runtime
-    fields = (
-        f"runtime.workers={runtime.workers}, runtime.gangs={runtime.gangs}, "
-        f"runtime.gang-ranks={runtime.gang_ranks}"
-    )
-    need, have = cpus_needed(runtime), int(resources.get("CPU", 0))
-    if have < need:
-        flags = _smaller(config, have - DATA_CPUS)
-        raise ValueError(
-            f"{fields}: need {need} CPUs, the cluster has {have}; "
-            + (f"give {flags}, or " if flags else "")
-            + f"start Ray with --num-cpus {need}"
-        )
-    need, have = gpus_needed(runtime), int(resources.get("GPU", 0))
-    if have < need:
-        flags, hidden = _smaller(config, have), os.environ.get("CUDA_VISIBLE_DEVICES")
-        raise ValueError(
-            f"runtime.gpu=True, {fields}: need {need} GPUs, the cluster has {have}"
-            + (f" (CUDA_VISIBLE_DEVICES={hidden!r})" if hidden is not None else "")
-            + f"; give {f'{flags}, or ' if flags else ''}--runtime.no-gpu"
-        )
-
-
-def _smaller(config: RunConfig, processes: int) -> str:
-    """Return the flags that make of a run the largest one on so many processes; "" if none does."""
-    runtime = config.runtime
-    for workers in range(min(runtime.workers, processes), 0, -1):
-        ranks = min(runtime.gang_ranks, processes)
-        gangs = min(runtime.gangs, processes // ranks)
-        fields = {"workers": workers, "gangs": gangs, "gang_ranks": ranks}
-        try:
-            config.update({"runtime": fields})
-        except ValueError:  # a batch does not divide by so many
-            continue
-        changed = {k: v for k, v in fields.items() if v != getattr(runtime, k)}
-        return " ".join(f"--runtime.{k.replace('_', '-')} {v}" for k, v in changed.items())
-    return ""
-
-
-def _limits() -> dict[str, int]:
-    """Return what an autoscaler's configuration lets the cluster grow to; empty without one."""
-    return ray._private.state.state.get_max_resources_from_cluster_config() or {}
 
 
 def _wait_for_nodes(runtime: RuntimeConfig) -> None:
     """Let the autoscaler start the nodes, by the demand of a group that ends with this process."""
-    ranks = {"CPU": 1.0, "GPU": 1.0} if runtime.gpu else {"CPU": 1.0}
-    count = max(runtime.workers, runtime.gangs * runtime.gang_ranks)
-    group = placement_group([ranks] * count + [{"CPU": 1.0}] * DATA_CPUS)
+    processes = [runtime.resources] * runtime.processes
+    group = placement_group([*processes, *[{"CPU": 1.0}] * DATA_CPUS])
     waited = 0
     while not group.wait(PATIENCE_S):
         waited += PATIENCE_S

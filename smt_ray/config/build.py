@@ -1,6 +1,7 @@
 """Nested mappings to configurations and back."""
 
 import difflib
+import types
 import typing
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
@@ -48,6 +49,14 @@ def _coerce(kind: Any, value: Any, name: str) -> Any:
         raise ValueError(
             f"{name}: is a single value, it has no fields such as {next(iter(value), '')!r}"
         )
+    if typing.get_origin(kind) in {typing.Union, types.UnionType}:  # a number, or a word for one
+        number, word = typing.get_args(kind)
+        if value in typing.get_args(word):
+            return value
+        words = ", ".join(map(repr, typing.get_args(word)))
+        value = _number(number, value)
+        require(type(value) is number, name, repr(value), f"{_WANTED[number]}, or {words}")
+        return value
     if typing.get_origin(kind) is Literal:
         choices = typing.get_args(kind)
         value = _number(int, value) if type(choices[0]) is int else value
@@ -92,4 +101,20 @@ def leaves(config: Any, prefix: str = "") -> dict[str, Any]:
         value = getattr(config, item.name)
         name = f"{prefix}{flag(item.name)}"
         found |= leaves(value, f"{name}.") if is_dataclass(value) else {name: value}
+    return found
+
+
+def changed(config: Any) -> dict[str, Any]:
+    """Return the nested fields of a dataclass that are not at their default.
+
+    So a field that is added later, with a default that changes nothing, is not among them.
+    """
+    found: dict[str, Any] = {}
+    for item in fields(config):
+        value = getattr(config, item.name)
+        if is_dataclass(value):
+            if inner := changed(value):
+                found[item.name] = inner
+        elif value != item.default:
+            found[item.name] = value
     return found

@@ -14,30 +14,17 @@ class TaskConfig:
     symbols: int = 16
     """N: symbols 1..N of `retrieval`, `copy`, `stack` and `keysvalues`; 0 is the marker."""
     pairs: int = 8
-    """Key and value pairs of a `keysvalues` sequence."""
+    """Key and value pairs of a `keysvalues` sequence, and the keys that it asks for."""
     fewest_pairs: int = 0
-    """A training sequence of `keysvalues` has 1, 2, 3, 4, 6 or 8 eighths of `pairs`, all equally
-    likely, but at least this many, for many pairs are learned after few; what is held out has all.
-    0: training has all, too."""
-    queries: int = 8
-    """Keys that a `keysvalues` sequence asks for."""
-    depth: int = 10
-    """Elements that the stack of `stack` holds, at most."""
-    modulus: int = 13
-    """V of `modular`: pairs x, (w x + b) mod V. A prime lets two pairs determine w and b."""
-    coefficients: int = 4
-    """d of `modular`: w and b are drawn from 0..d-1."""
+    """A training sequence of `keysvalues` has 1, 2, 3, 4, 6 or 8 eighths of `pairs`, but at least
+    this many: many pairs are learned after few. What is held out has all; 0: training, too."""
     sequences: int = 65_536
     """Training sequences; `data.validation-fraction` of their number is held out beside them."""
 
     def __post_init__(self) -> None:
         """Check every field."""
-        at_least(1, "data.task", self, "pairs", "queries", "depth", "coefficients", "sequences")
-        at_least(2, "data.task", self, "symbols", "modulus")
-        rule = f"must be <= data.task.modulus={self.modulus}"
-        require(
-            self.coefficients <= self.modulus, "data.task.coefficients", self.coefficients, rule
-        )
+        at_least(1, "data.task", self, "pairs", "sequences")
+        at_least(2, "data.task", self, "symbols")
         at_least(0, "data.task", self, "fewest_pairs")
         rule = f"must be <= data.task.pairs={self.pairs}"
         require(self.fewest_pairs <= self.pairs, "data.task.fewest-pairs", self.fewest_pairs, rule)
@@ -53,12 +40,9 @@ class DataConfig:
     """Where the tokens come from and how they are cut into sequences."""
 
     source: str = "stdlib"
-    """`stdlib` (the Python library's own source text), a path, glob or URI of .txt, .jsonl,
-    .parquet or .npy files, `hf:NAME` (a Hugging Face data set or a directory with one),
-    `task:NAME` (retrieval, copy, stack, keysvalues, modular, parity), or `pixels:NAME` (digits, or
-    the path of an IDX file of images). .txt and .jsonl may be .gz or .zst. Names that begin with a
-    dot are no data, unless the glob names the dot; nor are the directories `__MACOSX`,
-    `_temporary` and `_delta_log`."""
+    """`stdlib` (Python's own source text); a path, glob or URI of .txt, .jsonl (also .gz, .zst),
+    .parquet or .npy files; `hf:NAME` (a Hugging Face data set, or a directory with one);
+    `task:NAME`; `pixels:NAME` (digits, or the path of an IDX file)."""
     subset: str = ""
     """Subset (configuration) of an `hf:` data set that has several."""
     revision: str = ""
@@ -66,13 +50,11 @@ class DataConfig:
     tokenizer: str = "bytes"
     """`bytes` (vocabulary 256) or the path of a Hugging Face `tokenizers` JSON file."""
     sequence_length: int = 128
-    """L: input tokens in one sequence."""
+    """L: input tokens in one sequence. Longer ones ask for more memory, time and `dmt.depth`."""
     text_field: str = "text"
     """Column that holds the text in .jsonl, .parquet and `hf:` sources."""
     validation_fraction: float = 0.05
-    """Share of the documents held out, by file or, inside one file, by document. In (0, 0.5]."""
-    seed: int = 0
-    """Seed of the split, and of a task's sequences."""
+    """Share of the documents held out, in (0, 0.5]: by file or, in one file, by document."""
     task: TaskConfig = field(default_factory=TaskConfig)
     """Sizes of a synthetic task."""
 

@@ -1,50 +1,62 @@
-"""What each stage optimises: losses and how labels are made and used."""
+"""What each stage optimises: losses, and how labels are made and used."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from smt_ray.config.checks import at_least, require
 from smt_ray.config.model import check_cell
-from smt_ray.config.train import Precision, TrainConfig
+from smt_ray.config.optimizer import Precision, StageConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LossConfig:
-    """Weights and sampling of the teacher's loss (Eq. 5, arXiv:2606.06479)."""
+    """The teacher's loss (Eq. 5, arXiv:2606.06479), whose Eq. 2 has the weight 1."""
 
-    decoding: float = 1.0
-    """Weight of Eq. 2, the cross-entropy of the decoder."""
     dynamics: float = 0.1
-    """Weight of Eq. 3, the mean squared error of the cell on the encoder's memories."""
+    """Weight of Eq. 3, the error of the cell on the encoder's memories. Raise it if the RNN falls
+    far behind its teacher; too much collapses the memories."""
     uniformity: float = 0.001
-    """Weight of Eq. 4, which keeps memories apart."""
-    per_slot: bool = False
-    """Compare only equal memory slots in Eq. 4."""
-    dense: bool = True
-    """Also decode the next target alone (F = 1) at every timestep."""
+    """Weight of Eq. 4, which keeps memories apart. Raise it if the memory variance collapses."""
+    timesteps: int = 4
+    """S: timesteps of a sequence whose future is decoded, the last always one of them. More teach
+    more a step and take more time and memory; L is all of them."""
+    horizon: int = 16
+    """F: targets that each of these memories must predict. As far as the future depends on the
+    past: the whole length for tasks with late answers."""
     dense_dynamics: bool = False
     """Take Eq. 3 over all timesteps, not over the S sampled ones."""
     whiten_dynamics: Literal["none", "slots", "directions"] = "none"
-    """Divide Eq. 3 by what varies among the memories of a forward, so that a collapse does not
-    lower it. `slots`: by the variance of each memory slot over sequences (best with
-    `dense_dynamics`: sampled timesteps differ by sequence); `directions`: by the covariance of each
-    slot, so that what tells the future counts however little the memory varies with it (best with
-    `dense`: the memories of a forward should outnumber `model.width`)."""
+    """Divide Eq. 3 by what varies among the memories of a group, so that a collapse does not lower
+    it. `slots`: by the variance of each memory slot over sequences (with `dense_dynamics`).
+    `directions`: by the covariance of each slot, so that rare directions count as much (a group
+    should have more memories than `model.width`)."""
     dynamics_below: float = 0.0
-    """Nats a target: the gradient of Eq. 3 reaches the encoder only through sequences that Eq. 2
-    decodes better than this, the more the better they are; 0: through all of them, whole."""
-    detach_dynamics: bool = False
-    """Cut the gradient of Eq. 3 to the encoder."""
-    timesteps: int = 4
-    """S: timesteps of a sequence decoded over the whole horizon, the last always one of them; L is
-    all of them."""
-    horizon: int = 16
-    """F: targets that each sampled memory must predict."""
+    """Decoding loss, in nats per target, below which a sequence sends the gradient of Eq. 3 to the
+    encoder. It keeps memories from collapsing before they carry information. Raise it if their
+    variance falls early; 0 sends the gradient from the first step."""
+    group: int = 4
+    """Sequences that Eq. 4 and whitening compare with each other. It bounds `runtime.workers`, and
+    `runtime.micro-batch` is a multiple of it."""
 
     def __post_init__(self) -> None:
         """Check every field."""
-        at_least(0, "loss", self, "decoding", "dynamics", "uniformity", "dynamics_below")
-        at_least(1, "loss", self, "timesteps", "horizon")
+        at_least(0, "loss", self, "dynamics", "uniformity", "dynamics_below")
+        at_least(1, "loss", self, "timesteps", "horizon", "group")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TeacherConfig(StageConfig):
+    """Training of encoder, decoder and cell together."""
+
+    curriculum: int = 1
+    """Lengths of the training sequences, doubling from stage to stage up to L: 3 trains on L / 4,
+    then L / 2, then L, for a third of the steps each. Raise it for tasks with far recall that are
+    not learned at L."""
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        self.check("teacher")
+        at_least(1, "teacher", self, "curriculum")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,7 +66,8 @@ class LabelConfig:
     dtype: Precision = "bfloat16"
     """Number format of stored memories."""
     fraction: float = 1.0
-    """Share of the token sequences that get labels, chosen by a hash of their ids. In (0, 1]."""
+    """Share of the sequences that get labels, in (0, 1]. Labels take K * D * 2 bytes a token: lower
+    it until they fit the disk; --plan tells."""
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -62,67 +75,55 @@ class LabelConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TransitionConfig:
-    """Fitting the cell on the label shards (Eq. 3)."""
+class TransitionConfig(StageConfig):
+    """Fitting the cell to the labels (Eq. 3)."""
 
-    train: TrainConfig = field(default_factory=TrainConfig)
-    """Optimisation."""
     warm_start: bool = True
-    """Begin with the teacher's cell; otherwise, or if the RNN has another cell, with fresh
-    weights."""
+    """Begin with the teacher's cell. An RNN of another cell always has fresh weights."""
     cell: str = ""
     """Kind of the RNN's cell, as `model.cell`; empty: the teacher's. RNNs of other cells can so be
     fitted to the labels of one teacher."""
     cell_depth: int = 0
     """Blocks of the RNN's cell; 0: as many as the teacher's."""
-    write_gate: bool = False
-    """Give the kind of cell that `cell` names a write gate (`transformer`)."""
 
     def __post_init__(self) -> None:
         """Check every field."""
+        self.check("transition")
         at_least(0, "transition", self, "cell_depth")
-        named = bool(self.cell) or not self.write_gate
-        rule = "is a gate of the kind that transition.cell names; give it, or model.write-gate"
-        require(named, "transition.write-gate", self.write_gate, rule)
         if self.cell:
-            check_cell("transition", self.cell, self.write_gate)
+            check_cell("transition", self.cell)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DmtConfig:
+class DmtConfig(StageConfig):
     """Dagger memory training (Eq. 6): the RNN on its own memories, against the stored labels."""
 
-    train: TrainConfig = field(
-        default_factory=lambda: TrainConfig(schedule="cosine", learning_rate=3e-5)
-    )
-    """Optimisation."""
+    learning_rate: float = 3e-5
+    """Peak learning rate. A third of the teacher's or less, unless `unroll` is on."""
     mode: Literal["parallel", "sequential", "one_step"] = "parallel"
-    """`parallel`: all timesteps of a window advance at once, by one step a visit; `sequential`: a
-    fresh rollout every step; `one_step`: the control, from the teacher's memories (with `unroll`
-    the parts begin there)."""
+    """`parallel`: all timesteps of a window advance at once, by one step a visit. `sequential`: a
+    fresh rollout every step, the paper's loop. `one_step`: the control, from the teacher's
+    memories."""
     visits: float = 12.0
-    """Mean number of visits before a window is replaced by a fresh one, were it not for its age:
-    after L / `depth` visits it is replaced, too."""
-    windows: int = 8
-    """Windows in flight for each sequence of a batch (P / B)."""
+    """Mean visits of a window before a fresh one takes its place, at the latest after L / `depth`.
+    States reach an age of `visits` * `depth` timesteps: it should not be far below L."""
     depth: int = 1
-    """Timesteps by which a visit rolls all parts of a window on, one after the other (`parallel`).
-    States reach an age of `visits` * `depth`; sequences much longer than that need more than 1."""
+    """Timesteps by which a visit rolls a window on. Raise it with L, so that states grow old enough
+    (see `visits`); each step then takes longer."""
     unroll: bool = False
-    """Let the gradients of both losses run through the `depth` timesteps of a part, in any mode:
-    truncated BPTT of all parts at once. Otherwise they run through one step, as in the paper."""
+    """Let the gradient run through the `depth` timesteps of a part: truncated BPTT of all parts at
+    once. Otherwise it runs through one step, as in the paper."""
     dynamics: float = 10.0
-    """Weight of the memory's squared error."""
+    """Weight of the memory's squared error against the cross-entropy of the readout."""
     fade: float = 0.0
-    """Share of the steps over which the weight `dynamics` falls to 0, so that the RNN may do better
-    than its teacher; 0: it stays. In [0, 1]; only with `unroll`, which has another gradient."""
-    readout: float = 1.0
-    """Weight of the readout's cross-entropy."""
+    """Share of the steps over which `dynamics` falls to 0, so that the RNN may become better than
+    its teacher; 0: it stays. In [0, 1]; needs `unroll`."""
 
     def __post_init__(self) -> None:
         """Check every field."""
-        at_least(1, "dmt", self, "visits", "windows", "depth")
-        at_least(0, "dmt", self, "dynamics", "readout")
+        self.check("dmt")
+        at_least(1, "dmt", self, "visits", "depth")
+        at_least(0, "dmt", self, "dynamics")
         require(0 <= self.fade <= 1, "dmt.fade", self.fade, "must be in [0, 1]")
         rule = "leaves the cell no gradient but with dmt.unroll; turn that on, or give "
         require(self.unroll or not self.fade, "dmt.fade", self.fade, rule + "0")
@@ -130,29 +131,36 @@ class DmtConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class BpttConfig:
-    """Training of cell and readout by unrolling them from the empty memory."""
+class OptionalStageConfig(StageConfig):
+    """A stage that is left out unless it is given steps."""
 
-    enabled: bool = False
-    """Whether this stage is run."""
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(schedule="cosine"))
-    """Optimisation."""
+    steps: int = 0
+    """Optimizer steps; 0 leaves the stage out."""
+
+    def check(self, prefix: str) -> None:
+        """Check every field; `prefix` is the stage's name, known to the owner only."""
+        at_least(0, prefix, self, "steps")
+        if self.steps:
+            StageConfig.check(self, prefix)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UnrollConfig:
+    """How `bptt` and `finetune` unroll the RNN from the empty memory."""
+
     mode: Literal["full", "truncated", "parallel"] = "full"
-    """`full`: gradients run through the whole sequence; `truncated`: through `span` timesteps;
-    `parallel`: the same, all parts of `span` timesteps at once, each from where the visit before
-    left the part before it."""
+    """`full`: gradients run through the whole sequence. `truncated`: through `span` timesteps.
+    `parallel`: the same, all parts of a sequence at once, each from where the visit before left the
+    part before it."""
     span: int = 32
     """Timesteps between two cuts of the gradient in modes `truncated` and `parallel`."""
     visits: float = 4.0
-    """Mean number of visits before a sequence is replaced by a fresh one (`parallel`), were it not
-    for its age: after L / `span` visits it is replaced, too. Parts begin at the empty memory; the
-    state at t comes from the beginning of the sequence after t / `span` visits."""
-    windows: int = 8
-    """Sequences in flight for each one of a batch (`parallel`)."""
+    """Mean visits of a sequence before a fresh one takes its place (`parallel`), at the latest
+    after L / `span`."""
 
-    def check(self, prefix: str) -> None:
-        """Check every field but `train`; `prefix` is the stage's name, known to the owner only."""
-        at_least(1, prefix, self, "span", "visits", "windows")
+    def __post_init__(self) -> None:
+        """Check every field."""
+        at_least(1, "unroll", self, "span", "visits")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -161,14 +169,26 @@ class EvaluationConfig:
 
     sequences: int = 1024
     """Validation sequences that are scored, at most."""
-    prompt_length: int = 64
-    """Tokens of a validation sequence that begin the sample."""
     sample_length: int = 512
-    """Tokens sampled after the prompt."""
+    """Tokens of the sample in the report."""
     temperature: float = 0.7
     """Softmax temperature of the sample; 0 takes the likeliest token."""
 
     def __post_init__(self) -> None:
         """Check every field."""
-        at_least(1, "evaluation", self, "sequences", "prompt_length")
+        at_least(1, "evaluation", self, "sequences")
         at_least(0, "evaluation", self, "sample_length", "temperature")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExperimentalConfig:
+    """What only ablations change."""
+
+    dense: bool = True
+    """Also decode the next target alone at every timestep (causal encoder)."""
+    readout: float = 1.0
+    """Weight of the readout's cross-entropy in DMT."""
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        at_least(0, "experimental", self, "readout")

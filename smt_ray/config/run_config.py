@@ -2,70 +2,27 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from math import gcd
+from typing import Any
 
 from smt_ray.config.build import build, merge
-from smt_ray.config.checks import at_least, flag, require
+from smt_ray.config.checks import require
 from smt_ray.config.credentials import masked, on_texts
 from smt_ray.config.data import DataConfig
 from smt_ray.config.methods import (
-    BpttConfig,
     DmtConfig,
     EvaluationConfig,
+    ExperimentalConfig,
     LabelConfig,
     LossConfig,
+    OptionalStageConfig,
+    TeacherConfig,
     TransitionConfig,
+    UnrollConfig,
 )
 from smt_ray.config.model import ModelConfig
-from smt_ray.config.train import TrainConfig
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RuntimeConfig:
-    """Where and how fast it runs.
-
-    No field changes the result beyond rounding, but that `workers` and `micro_batch` say which
-    sequences Eq. 4 and whitened dynamics compare.
-    """
-
-    workers: int = 2
-    """Training workers, one process each."""
-    gpu: bool = False
-    """Give each worker and each gang rank one GPU."""
-    threads: int = 1
-    """CPU threads of one worker or rank."""
-    zero_stage: Literal[0, 1, 2, 3] = 0
-    """DeepSpeed ZeRO stage of training."""
-    micro_batch: int = 16
-    """Sequences in one forward of one worker, at most; the rest of the batch is accumulated."""
-    gangs: int = 1
-    """Encoder gangs side by side; each is one DeepSpeed ZeRO-3 engine."""
-    gang_ranks: int = 2
-    """Ranks (processes) of one encoder gang."""
-    gang_batch: int = 64
-    """Sequences that a gang encodes at once."""
-    checkpoint_every: int = 500
-    """Steps between checkpoints."""
-    log_every: int = 25
-    """Steps between lines of metrics.jsonl."""
-    wandb_project: str = ""
-    """Weights & Biases project that every stage's metrics also go to; needs the extra `wandb`."""
-    max_failures: int = 3
-    """Times that a stage restarts after a failed worker, or a batch after a failed rank."""
-
-    def __post_init__(self) -> None:
-        """Check every field."""
-        names = ("workers", "threads", "micro_batch", "gangs", "gang_ranks", "gang_batch")
-        at_least(1, "runtime", self, *names, "checkpoint_every", "log_every")
-        at_least(0, "runtime", self, "max_failures")
-
-    def rows(self, train: TrainConfig, workers: int) -> int:
-        """Return the sequences of one forward of one of `workers`.
-
-        They are the largest divisor of its share of the global batch that is <= `micro_batch`.
-        """
-        share = max(1, train.global_batch // workers)
-        return max(n for n in range(1, min(share, self.micro_batch) + 1) if share % n == 0)
+from smt_ray.config.optimizer import OptimizerConfig, StageConfig, TrainConfig
+from smt_ray.config.runtime import RuntimeConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,75 +35,80 @@ class RunConfig:
     """Name of the run: its directory under `storage`."""
     storage: str = "./runs"
     """Directory or URI, shared by all nodes, for artifacts and runs."""
+    seed: int = 0
+    """Seed of initial weights, data order and sampling; the split of the data stays."""
     data: DataConfig = field(default_factory=DataConfig)
     """Tokens."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """Shapes."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """How all stages are optimised."""
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    """Training of encoder, decoder and cell."""
     loss: LossConfig = field(default_factory=LossConfig)
     """The teacher's loss."""
-    teacher: TrainConfig = field(default_factory=TrainConfig)
-    """Training of encoder, decoder and cell."""
     labels: LabelConfig = field(default_factory=LabelConfig)
     """Memory labels."""
     transition: TransitionConfig = field(default_factory=TransitionConfig)
     """Fitting the cell to the labels."""
     dmt: DmtConfig = field(default_factory=DmtConfig)
     """Training the RNN on its own memories."""
-    finetune: BpttConfig = field(default_factory=BpttConfig)
+    finetune: OptionalStageConfig = field(default_factory=OptionalStageConfig)
     """BPTT of the finished RNN, after DMT."""
-    bptt: BpttConfig = field(default_factory=BpttConfig)
+    bptt: OptionalStageConfig = field(default_factory=OptionalStageConfig)
     """The baseline: BPTT of the same cell and readout from fresh weights."""
+    unroll: UnrollConfig = field(default_factory=UnrollConfig)
+    """How `bptt` and `finetune` unroll the RNN."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """Scores and the sample."""
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     """Workers, devices, batches in flight."""
+    experimental: ExperimentalConfig = field(default_factory=ExperimentalConfig)
+    """What only ablations change."""
 
     def __post_init__(self) -> None:
         """Check the fields that must agree with each other."""
         ok = bool(self.name) and not set(self.name) & set("/\\") and self.name not in {".", ".."}
         ok = ok and self.name != "artifacts"
         require(ok, "name", repr(self.name), "must be a plain directory name, not `artifacts`")
+        require(self.seed >= 0, "seed", self.seed, "must be >= 0")
         length = self.data.sequence_length
         rule = f"must be <= data.sequence-length={length}"
         require(self.loss.timesteps <= length, "loss.timesteps", self.loss.timesteps, rule)
         require(self.loss.horizon <= length, "loss.horizon", self.loss.horizon, rule)
         for name in ("finetune", "bptt"):
             getattr(self, name).check(name)
-        rule = "has an unnormalised state, which labels cannot teach; benchmarks train it by BPTT"
-        require(self.model.cell != "lstm", "model.cell", self.model.cell, rule)
-        require(self.transition.cell != "lstm", "transition.cell", self.transition.cell, rule)
-        causal = self.model.encoder == "causal"
-        rule = "needs the memories of all timesteps, so model.encoder=causal; give --loss.no-"
-        for name in ("dense", "dense_dynamics"):
-            value = getattr(self.loss, name)
-            require(causal or not value, f"loss.{flag(name)}", value, rule + flag(name))
-        rule = "needs the memories of all timesteps; give --loss.dense as well"
-        both = self.loss.dense or not self.loss.dense_dynamics
-        require(both, "loss.dense-dynamics", self.loss.dense_dynamics, rule)
+        rule = "needs the memories of all timesteps: model.encoder=causal and experimental.dense"
+        ok = self.dense or not self.loss.dense_dynamics
+        require(ok, "loss.dense-dynamics", self.loss.dense_dynamics, rule)
+        workers = self.runtime.workers
+        for stage, train in self.stages().items() if workers != "auto" else ():
+            rule = f"must divide {stage}.global-batch={train.global_batch} into equal shares"
+            require(train.global_batch % int(workers) == 0, "runtime.workers", workers, rule)
         if self.loss.whiten_dynamics == "slots":
-            runtime, batch = self.runtime, self.teacher.global_batch
-            alone = runtime.rows(self.teacher, runtime.workers) == 1
             rule = (
-                f"needs two sequences in a forward, teacher.global-batch={batch} over "
-                f"runtime.workers={runtime.workers} with runtime.micro-batch={runtime.micro_batch} "
-                "gives one; change one of them"
+                "needs two sequences that are compared: loss.group, and the share of one worker in "
+                f"teacher.global-batch={self.teacher.global_batch}, must be even"
             )
-            require(not alone, "loss.whiten-dynamics", "slots", rule)
-        for stage, train in self.stages().items():
-            train.check(stage)
-            workers, batch = self.runtime.workers, train.global_batch
-            rule = f"must divide {stage}.global-batch={batch} into equal shares"
-            require(batch % workers == 0, "runtime.workers", workers, rule)
+            require(self.group > 1, "loss.whiten-dynamics", "slots", rule)
+
+    @property
+    def dense(self) -> bool:
+        """Whether the teacher's loss sees the memories of all timesteps."""
+        return self.experimental.dense and self.model.encoder == "causal"
+
+    @property
+    def group(self) -> int:
+        """Sequences that Eq. 4 and whitening compare: `loss.group`, if a worker has as many."""
+        batch, workers = self.teacher.global_batch, self.runtime.workers
+        return gcd(self.loss.group, batch if workers == "auto" else batch // int(workers))
 
     @property
     def rnn_model(self) -> ModelConfig:
         """Shapes of the RNN: the teacher's, with the cell that `transition` gives it."""
         own, model = self.transition, self.model
         return replace(
-            model,
-            cell=own.cell or model.cell,
-            cell_depth=own.cell_depth or model.cell_depth,
-            write_gate=own.write_gate if own.cell else model.write_gate,
+            model, cell=own.cell or model.cell, cell_depth=own.cell_depth or model.cell_depth
         )
 
     @property
@@ -155,14 +117,21 @@ class RunConfig:
         return self.transition.warm_start and self.rnn_model == self.model
 
     def stages(self) -> dict[str, TrainConfig]:
-        """Return the trained stages by dotted name, in order."""
-        unrolled = {"finetune": self.finetune, "bptt": self.bptt}
-        return {
+        """Return how each trained stage of this run is optimised, in order."""
+        found: dict[str, StageConfig] = {
             "teacher": self.teacher,
-            "transition.train": self.transition.train,
-            "dmt.train": self.dmt.train,
-            **{f"{name}.train": stage.train for name, stage in unrolled.items() if stage.enabled},
+            "transition": self.transition,
+            "dmt": self.dmt,
+            "finetune": self.finetune,
+            "bptt": self.bptt,
         }
+        return {name: self._train(name, stage) for name, stage in found.items() if stage.steps}
+
+    def _train(self, name: str, stage: StageConfig) -> TrainConfig:
+        schedule = self.optimizer.schedule if name in {"teacher", "bptt"} else "cosine"
+        own = {key: getattr(stage, key) for key in ("steps", "global_batch", "learning_rate")}
+        shared = asdict(self.optimizer) | {"schedule": schedule}
+        return TrainConfig(**shared, **own, seed=self.seed)
 
     def to_dict(self) -> dict[str, Any]:
         """Return nested plain dictionaries, ready for YAML or JSON, with credentials masked."""

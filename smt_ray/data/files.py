@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from smt_ray.config import DataConfig
 from smt_ray.data import pieces
-from smt_ray.data.content import digests
+from smt_ray.data.content import versions
 from smt_ray.data.formats import FORMATS, Document, Format
 from smt_ray.data.packed import format_of
 from smt_ray.data.pieces import Piece, Weighted, draw
@@ -79,23 +79,10 @@ def read_files(parts: tuple[Piece, ...], config: DataConfig) -> Iterator[Documen
             raise ValueError(f"{file}: cannot be read ({error})") from error
 
 
-def file_contents(config: DataConfig, paths: Iterable[str]) -> dict[str, str]:
-    """Return a digest of the content of each of the source's files, by its path."""
+def file_versions(config: DataConfig, paths: Iterable[str]) -> dict[str, str]:
+    """Return what tells the versions of each of the source's files apart, by its path."""
     found = sorted(set(paths))
-    return dict(zip(found, digests(_file(config, path) for path in found), strict=True))
-
-
-def say_passed_over(config: DataConfig) -> None:
-    """Log how many files of a directory are of no kind that is read."""
-    if config.source == "stdlib":
-        return
-    base, pattern = _base(config)
-    if pattern or not base.is_dir():
-        return
-    names = [path[len(base.path) + 1 :] for path in listed(base, "") if not format_of(path)]
-    if names:
-        some = ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
-        logger.info("%s: files of other kinds passed over: %d (%s)", base, len(names), some)
+    return dict(zip(found, versions([_file(config, path) for path in found]), strict=True))
 
 
 @cache
@@ -133,12 +120,16 @@ def _find(config: DataConfig) -> list[str]:
     """Return the source's files, sorted: relative to the library, or absolute."""
     if config.source == "stdlib":
         root = _library()
-        names = (file.path[len(root.path) + 1 :] for file in root.files(".py", recursive=True))
-        return [name for name in names if INSTALLED.isdisjoint(name.split("/"))]
+        inside = (file.path[len(root.path) + 1 :] for file in root.files(".py", recursive=True))
+        return [name for name in inside if INSTALLED.isdisjoint(name.split("/"))]
     base, pattern = _base(config)
     if not base.is_dir():
         return [base.path] if not pattern and base.exists() else []
-    found = [path for path in listed(base, pattern) if pattern or format_of(path)]
+    names = listed(base, pattern)
+    found = [path for path in names if pattern or format_of(path)]
+    if others := [path[len(base.path) + 1 :] for path in names if path not in {*found}]:
+        some = ", ".join(others[:NAMED]) + (", ..." if len(others) > NAMED else "")
+        logger.info("%s: files of other kinds passed over: %d (%s)", base, len(others), some)
     strange = next((path for path in found if path != path.encode(errors="replace").decode()), None)
     if strange:
         raise ValueError(f"{strange!r}: the name is not UTF-8; rename it")
@@ -202,7 +193,7 @@ def _is_data(name: str, pattern: str) -> bool:
 def _held_out(config: DataConfig, paths: list[str]) -> set[str]:
     """Choose the validation files by a hash of their names; at least one is on each side."""
     skip = 0 if config.source == "stdlib" else len(_base(config)[0].path)
-    order = sorted((draw(config.seed, path[skip:]), path) for path in paths)
+    order = sorted((draw(path[skip:]), path) for path in paths)
     count = sum(chance < config.validation_fraction for chance, _ in order)
     return {path for _, path in order[: min(max(1, count), len(paths) - 1)]}
 

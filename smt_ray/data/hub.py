@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from smt_ray.config import DataConfig
 from smt_ray.data import pieces
-from smt_ray.data.content import digests
+from smt_ray.data.content import versions
 from smt_ray.data.files import listed
 from smt_ray.data.formats import Document, no_text
 from smt_ray.data.pieces import Piece, Weighted, draw
@@ -51,7 +51,7 @@ def read_hub(parts: tuple[Piece, ...], config: DataConfig, validation: bool) -> 
                 text = row.get(config.text_field)
                 if config.text_field not in row or not isinstance(text, str | bytes | None):
                     raise no_text(f"{config.source}, row {number:,}", config.text_field, row)
-                held = draw(config.seed, f"{shard}/{number}") < config.validation_fraction
+                held = draw(f"{shard}/{number}") < config.validation_fraction
                 if text and ("validation" in splits or held == validation):
                     yield text
 
@@ -61,19 +61,18 @@ def _rows(part: Any, config: DataConfig) -> Iterator[Any]:
         yield from part
 
 
-def hub_contents(config: DataConfig, paths: Iterable[str]) -> dict[str, str]:
-    """Return a digest of the data set for each of its splits.
+def hub_versions(config: DataConfig, paths: Iterable[str]) -> dict[str, str]:
+    """Return what tells the versions of the data set apart, for each of its splits.
 
-    It is that of the files in a directory, or the revision of a data set on the hub.
+    It is the revision of a data set on the hub, or the files of a directory.
     """
     place = Path(_name(config))
     if not place.exists():
         return dict.fromkeys(paths, str(_builder(config).hash))
     found = listed(Location.of(place), "")
-    marks = digests(Location.of(path) for path in found)
     names = [os.path.relpath(path, place) for path in found]
-    digest = hashlib.sha256(repr(list(zip(names, marks, strict=True))).encode()).hexdigest()
-    return dict.fromkeys(paths, digest)
+    files = zip(names, versions([Location.of(path) for path in found]), strict=True)
+    return dict.fromkeys(paths, hashlib.sha256(repr(list(files)).encode()).hexdigest())
 
 
 def _name(config: DataConfig) -> str:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from smt_ray.config import DataConfig
 from smt_ray.data import pieces
-from smt_ray.data.content import digests
+from smt_ray.data.content import versions
 from smt_ray.data.packer import Examples
 from smt_ray.data.pieces import Piece, Weighted
 from smt_ray.data.storage import Location
@@ -90,10 +90,10 @@ def images_of(config: DataConfig) -> Images:
     return images
 
 
-def pixel_contents(config: DataConfig, paths: Iterable[str]) -> dict[str, str]:
-    """Return a digest of the file of images, by its path; the digits do not change."""
+def pixel_versions(config: DataConfig, paths: Iterable[str]) -> dict[str, str]:
+    """Return what tells the versions of the file of images apart; the digits do not change."""
     file = images_of(config).file
-    return dict.fromkeys(paths, digests([file])[0] if file else "")
+    return dict.fromkeys(paths, versions([file])[0] if file else "")
 
 
 def pixel_vocabulary(config: DataConfig) -> int:
@@ -149,10 +149,10 @@ def read_pixels(
 
 
 def _held_out(config: DataConfig, images: Images) -> NDArray[np.bool_]:
-    """Return which images are validation: a draw by `data.seed`, at least one on each side."""
+    """Return which images are validation: a draw, at least one on each side."""
     count = max(1, round(images.count * config.validation_fraction))
     held = np.zeros(images.count, np.bool_)
-    held[np.random.default_rng(config.seed).permutation(images.count)[:count]] = True
+    held[np.random.default_rng(0).permutation(images.count)[:count]] = True
     return held
 
 

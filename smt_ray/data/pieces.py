@@ -23,9 +23,9 @@ class Piece:
 Weighted = tuple[Piece, float]  # a piece and its size in source bytes
 
 
-def draw(seed: int, key: str) -> float:
-    """Return a number in [0, 1) that depends on `seed` and `key` alone."""
-    digest = hashlib.blake2b(f"{seed}:{key}".encode(), digest_size=8).digest()
+def draw(key: str) -> float:
+    """Return a number in [0, 1) that depends on `key` alone."""
+    digest = hashlib.blake2b(f"0:{key}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64
 
 

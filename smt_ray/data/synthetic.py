@@ -1,6 +1,6 @@
 """Synthetic tasks as a source: sequences made where they are needed, the same ones every time.
 
-They are drawn in blocks; the seed of a block depends on `data.seed`, on its place in the split and
+They are drawn in blocks; the seed of a block depends on its place in the split and
 on the split alone, so that more training sequences leave the first ones and validation as they are.
 """
 
@@ -65,7 +65,7 @@ def read_task(parts: tuple[Piece, ...], config: DataConfig, validation: bool) ->
     task = task_of(config)
     for piece in parts:
         for start in range(piece.start, piece.stop, BLOCK):
-            seed = block_seed(config.seed, start // BLOCK, validation)
+            seed = block_seed(start // BLOCK, validation)
             both = task.generate(
                 config.task, config.sequence_length, BLOCK, seed, training=not validation
             )
@@ -73,10 +73,10 @@ def read_task(parts: tuple[Piece, ...], config: DataConfig, validation: bool) ->
             yield Examples(inputs, targets)
 
 
-def block_seed(seed: int, block: int, validation: bool) -> int:
+def block_seed(block: int, validation: bool) -> int:
     """Return the seed of a block: even distances from the first are training, odd ones validation.
 
     Torch's generator on the CPU heeds 32 bits of a seed, so these differ in them.
     """
-    first = int(draw(seed, "task") * 2**32)
+    first = int(draw("task") * 2**32)
     return (first + 2 * block + validation) % 2**32

@@ -1,5 +1,6 @@
 """The stage `tokens`: Ray Data reads or makes a source's sequences and writes token shards."""
 
+import hashlib
 import itertools
 import logging
 import pickle
@@ -13,9 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from smt_ray.config import DataConfig, RunConfig, masked
+from smt_ray.config import DataConfig, masked
 from smt_ray.data import sources
-from smt_ray.data.shards import CHECKSUMS, MANIFEST, Manifest, row_group_rows
+from smt_ray.data.shards import CHECKSUMS, MANIFEST, Manifest, open_shards, row_group_rows
+from smt_ray.data.source_plan import SourcePlan
 from smt_ray.data.storage import Location
 from smt_ray.data.tokenizers import Tokenizer
 from smt_ray.data.units import UNITS, Record, Try
@@ -25,7 +27,7 @@ SHARD_ROW_GROUPS = 32
 logger = logging.getLogger(__name__)
 
 
-def write_tokens(config: RunConfig, target: Location) -> None:
+def write_tokens(plan: SourcePlan, target: Location) -> dict[str, Any]:
     """Write `train/` and `validation/` token shards with their manifests, and the tokenizer.
 
     Every unit of work is one streaming task that holds one row group at a time and writes shards
@@ -33,30 +35,45 @@ def write_tokens(config: RunConfig, target: Location) -> None:
     that an unfinished earlier try has finished are used as they are; what else it left at `target`
     is removed. The first error ends the stage.
 
+    Returns:
+        `sequences` by split, `vocabulary`, and `digest`: a digest of all rows that were written.
+
     Raises:
         ValueError: naming the field at fault, if the source is unreadable or too short.
     """
     written = all((target / split / MANIFEST).exists() for split in sources.SPLITS)
-    if written and not (target / UNITS).exists():  # only the artifact's own manifest is missing
-        return
-    tokenizer = sources.load_tokenizer_of(config.data)
-    units = [unit for group in sources.plan(config.data).values() for unit in group]
-    marks = sources.unit_marks(config.data, units, tokenizer)
-    settings = asdict(sources.resolve(config.data)) | {"tokenizer": tokenizer.digest}
+    if not written or (target / UNITS).exists():  # else only the artifact's own manifest is missing
+        _write(plan, target)
+    splits = {name: open_shards(target / name, "tokens") for name in sources.SPLITS}
+    digests = [(name, manifest["digest"]) for name, manifest in splits.items()]
+    vocabulary = splits["train"]["vocabulary"]
+    parts = repr((digests, vocabulary, plan.tokenizer.digest)).encode()
+    return {
+        "sequences": {name: manifest["sequences"] for name, manifest in splits.items()},
+        "vocabulary": vocabulary,
+        "digest": hashlib.sha256(parts).hexdigest()[:16],
+    }
+
+
+def _write(plan: SourcePlan, target: Location) -> None:
+    units, fingerprints = plan.units, plan.unit_fingerprints
+    settings = asdict(plan.config) | {"tokenizer": plan.tokenizer.digest}
     run = Try(target, settings, sources.SPLITS)
-    tokenizer.save(target)
-    left = [n for n, mark in enumerate(marks) if mark not in run.done]
-    found = run.elsewhere(marks[n] for n in left)
+    plan.tokenizer.save(target)
+    left = [n for n, fingerprint in enumerate(fingerprints) if fingerprint not in run.done]
+    found = run.elsewhere(fingerprints[n] for n in left)
     if len(left) < len(units) or found:
         kept = len(units) - len(left) + len(found)
         logger.info("tokens: %d of %d units are there from an earlier try", kept, len(units))
-    todo = [UnitTask(units[n], marks[n], *found.get(marks[n], (None, None))) for n in left]
+    todo = [
+        UnitTask(units[n], fingerprints[n], *found.get(fingerprints[n], (None, None))) for n in left
+    ]
     try:
-        made = _make_all(todo, Work(sources.resolve(config.data), tokenizer, target))
-        records = run.done | {record.mark: record for record in made}
+        made = _make_all(todo, Work(plan.config, plan.tokenizer, target))
+        records = run.done | {record.fingerprint: record for record in made}
         for split in sources.SPLITS:
-            mine = [records[mark] for mark in marks if records[mark].split == split]
-            _write_manifest(config.data, tokenizer, mine, target / split)
+            mine = [records[f] for f in fingerprints if records[f].split == split]
+            _write_manifest(plan, mine, target / split)
     except ValueError:
         run.fail()
         raise
@@ -67,7 +84,7 @@ class UnitTask(NamedTuple):
     """A unit to make, or to copy from where an earlier try has it."""
 
     unit: sources.Unit
-    mark: str
+    fingerprint: str
     record: Record | None = None
     place: Location | None = None
 
@@ -115,20 +132,22 @@ class Work:
             try:
                 task.record.copy(task.place, self.target)
             except FileNotFoundError:  # its try was finished or deleted meanwhile
-                logger.info("%s: unit %s is gone; it is made anew", task.place.name, task.mark)
+                gone = task.place.name, task.fingerprint
+                logger.info("%s: unit %s is gone; it is made anew", *gone)
             else:
                 return task.record
-        record = self._write(task.unit, task.mark)
+        record = self._write(task.unit, task.fingerprint)
         record.write(self.target)
         return record
 
-    def _write(self, unit: sources.Unit, mark: str) -> Record:
+    def _write(self, unit: sources.Unit, fingerprint: str) -> Record:
         """Read, tokenise and write one unit."""
         packer = sources.packer(unit, self.config, self.tokenizer)
         lists = 1 if self.config.kind == "text" else 2
         rows = row_group_rows(4 * lists * (self.config.sequence_length + 1))
         tables = packer.tables(sources.read(unit, self.config, self.tokenizer), rows)
         shards: dict[str, int] = {}
+        digest = hashlib.sha256()
         for first in tables:
             name = f"{unit.index:06d}-{len(shards):04d}.parquet"
             with (
@@ -142,9 +161,17 @@ class Work:
                     [first], itertools.islice(tables, SHARD_ROW_GROUPS - 1)
                 ):
                     writer.write_table(table)
+                    for batch in table.to_batches():
+                        digest.update(batch.serialize())
                     shards[name] += len(table)
         counts = {name: getattr(packer, name) for name in ("bytes", "documents", "tokens")}
-        return Record(mark=mark, split=unit.split, shards=shards, **counts)
+        return Record(
+            fingerprint=fingerprint,
+            split=unit.split,
+            shards=shards,
+            digest=digest.hexdigest(),
+            **counts,
+        )
 
 
 @contextmanager
@@ -162,12 +189,9 @@ def _whole(file: Location) -> Iterator[Location]:
             part.filesystem.delete_file(part.path)
 
 
-def _write_manifest(
-    config: DataConfig, tokenizer: Tokenizer, units: list[Record], directory: Location
-) -> None:
+def _write_manifest(plan: SourcePlan, units: list[Record], directory: Location) -> None:
     """Add up the counts of one split's units and write them as its manifest."""
-    split = directory.name
-    documents = sum(unit.documents for unit in units)
+    config, tokenizer, split = plan.config, plan.tokenizer, directory.name
     shards = {name: rows for unit in units for name, rows in unit.shards.items()}
     if not shards:
         raise sources.too_short(config, split, sum(unit.tokens for unit in units))
@@ -181,12 +205,14 @@ def _write_manifest(
         "tokenizer": tokenizer.name,
         "source": masked(config.source),
         "targets": config.kind != "text",
-        "documents": documents,
+        "documents": sum(unit.documents for unit in units),
+        "digest": hashlib.sha256("".join(unit.digest for unit in units).encode()).hexdigest(),
         "shards": dict(sorted(shards.items())),
     }
     if config.kind != "task":
         manifest["bytes"] = sum(unit.bytes for unit in units)
     if config.kind == "pixels":
-        manifest["image"] = sources.image_shape(config)
+        images = sources.images_in(config)
+        manifest["image"] = images.height, images.width
     (directory / MANIFEST).write_json(manifest)
     logger.info("%s: %d sequences of %s", split, sequences, masked(config.source))

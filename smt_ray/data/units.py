@@ -1,9 +1,10 @@
 """Finished units of the token stage, which a later try finds again.
 
-A unit's shards lie in `<artifact>/<split>/`, its record in `<artifact>/units/<mark>.json`, written
-after them; the mark is a digest of all that decides what the shards hold. The same try goes on from
-its own records. A try on a source that was corrected has another artifact: it copies the units that
-are the same from earlier unfinished ones, and deletes those that had failed once it is finished.
+A unit's shards lie in `<artifact>/<split>/`, its record in `<artifact>/units/<fingerprint>.json`,
+written after them; the fingerprint is a digest of all that decides what the shards hold. The same
+try goes on from its own records. A try on a source that was corrected has another artifact: it
+copies the units that are the same from earlier unfinished ones, and deletes those that had failed
+once it is finished.
 """
 
 import hashlib
@@ -25,8 +26,10 @@ TRY = "try.json"
 class Record:
     """What became of one unit: its shards with their rows, and counts."""
 
-    mark: str
+    fingerprint: str
     split: str
+    digest: str
+    """Of its rows."""
     shards: dict[str, int]
     bytes: int
     documents: int
@@ -34,7 +37,7 @@ class Record:
 
     def write(self, target: Location) -> None:
         """Write the record of shards that are in place."""
-        (target / UNITS / f"{self.mark}.json").write_json(asdict(self))
+        (target / UNITS / f"{self.fingerprint}.json").write_json(asdict(self))
 
     def copy(self, source: Location, target: Location) -> None:
         """Copy the unit from an earlier try.
@@ -65,20 +68,20 @@ class Try:
         self._say(failed=False)
         there = {split: {f.name: f for f in (target / split).files()} for split in self.splits}
         records = [r for r in _records(target) if r.shards.keys() <= there[r.split].keys()]
-        self.done = {record.mark: record for record in records}
+        self.done = {record.fingerprint: record for record in records}
         for split, files in there.items():
             kept = {name for record in records if record.split == split for name in record.shards}
             for name in files.keys() - kept:
                 target.filesystem.delete_file(files[name].path)
 
-    def elsewhere(self, marks: Iterable[str]) -> dict[str, tuple[Record, Location]]:
+    def elsewhere(self, fingerprints: Iterable[str]) -> dict[str, tuple[Record, Location]]:
         """Return which of the units earlier tries have finished, and where."""
-        wanted = set(marks)
+        wanted = set(fingerprints)
         return {
-            record.mark: (record, place)
+            record.fingerprint: (record, place)
             for place, _ in self._earlier()
             for record in _records(place)
-            if record.mark in wanted
+            if record.fingerprint in wanted
         }
 
     def fail(self) -> None:

@@ -42,6 +42,8 @@ POINTS = 400
 """Memories in a plot."""
 IMAGES = 8
 """Images that are completed."""
+PROMPT = 64
+"""Tokens of a validation sequence that begin the sample."""
 
 
 def evaluate(config: RunConfig, places: dict[str, Location]) -> dict[str, Any]:
@@ -157,7 +159,7 @@ def _geometry(
     known = (state != UNKNOWN).nonzero()[:, 0]
     if not len(known):
         return {}
-    order = torch.randperm(len(known), generator=torch.Generator().manual_seed(data.seed))
+    order = torch.randperm(len(known), generator=torch.Generator().manual_seed(0))
     chosen = known[order[:POINTS]]
     inputs = batch["inputs"].to(device)
     own = {"teacher": networks.encoder(inputs), "rnn": networks.rnns["rnn"].rollout(inputs)}
@@ -173,7 +175,7 @@ def _geometry(
 def _images(config: RunConfig, rnn: RNN, held_out: HeldOut, device: torch.device) -> dict[str, Any]:
     """Let the RNN draw images, and complete halves of validation images."""
     truth = next(held_out.batches())["targets"][:IMAGES].to(device)
-    temperature, seed = config.evaluation.temperature, config.data.seed
+    temperature, seed = config.evaluation.temperature, config.seed
     return gallery(rnn, truth, held_out.manifest["image"], temperature, seed)
 
 
@@ -182,8 +184,8 @@ def _sample(
 ) -> dict[str, str]:
     """Let the exported RNN write on after the beginning of a validation sequence."""
     settings, rnn = config.evaluation, load_rnn(places["export"]).to(device)
-    prompt = rnn.tokenizer.decode(batch["inputs"][0, : settings.prompt_length].numpy())
-    random = torch.Generator(device).manual_seed(config.data.seed)
+    prompt = rnn.tokenizer.decode(batch["inputs"][0, :PROMPT].numpy())
+    random = torch.Generator(device).manual_seed(config.seed)
     pieces = rnn.write(
         prompt, settings.sample_length, temperature=settings.temperature, generator=random
     )

@@ -74,7 +74,7 @@ def supervised_gradients(
         error = F.mse_loss(apply_cell(cell, previous(leaf), inputs), leaf, reduction="sum")
         per_memory = memory[0, 0].numel()
         (gradient,) = torch.autograd.grad(loss.dynamics * error / per_memory, leaf)
-    return _norms(gradient + loss.decoding * read.view_as(gradient))
+    return _norms(gradient + read.view_as(gradient))
 
 
 @torch.enable_grad()

@@ -16,6 +16,7 @@ from jaxtyping import Int
 from smt_ray.config import DataConfig, masked
 from smt_ray.data import sources
 from smt_ray.data.export import ExportedRNN
+from smt_ray.data.source_plan import SourcePlan, plan_source
 from smt_ray.evaluation.ngrams import NgramModel
 from smt_ray.evaluation.scores import Score, rows_at_once
 from smt_ray.objectives.objective import hashed
@@ -39,8 +40,8 @@ def score_source(rnn: ExportedRNN, data: DataConfig, sequences: int) -> dict[str
     Raises:
         ValueError: naming the field at fault, if the source is unreadable or too short.
     """
-    sources.check(data)
-    held = _draw(_tables(rnn, data, "validation"), sequences)
+    plan = plan_source(data)
+    held = _draw(_tables(rnn, plan, "validation"), sequences)
     if held is None:
         raise sources.too_short(data, "validation", 0)
     windows, units = _windows(held), held["bytes"].to_numpy()
@@ -53,7 +54,7 @@ def score_source(rnn: ExportedRNN, data: DataConfig, sequences: int) -> dict[str
             covered = int(units[start : start + rows].sum())
             score.add(rnn.rollout(batch[:, :-1]), rnn.readout, batch[:, 1:], covered)
     seconds = time.monotonic() - began
-    train = (_windows(table) for table in _tables(rnn, data, "train"))
+    train = (_windows(table) for table in _tables(rnn, plan, "train"))
     counts = NgramModel.fit(train, rnn.vocabulary, max(ORDERS))
     return {
         "source": masked(data.source),
@@ -82,11 +83,11 @@ def with_tokenizer_of(model: str, data: DataConfig) -> DataConfig:
     return replace(data, tokenizer=model)
 
 
-def _tables(rnn: ExportedRNN, data: DataConfig, split: str) -> Iterator[pa.Table]:
+def _tables(rnn: ExportedRNN, plan: SourcePlan, split: str) -> Iterator[pa.Table]:
     """Yield a split as tables of token windows."""
-    for unit in sources.plan(data)[split]:
-        packer = sources.packer(unit, data, rnn.tokenizer)
-        yield from packer.tables(sources.read(unit, data, rnn.tokenizer), ROWS)
+    for unit in plan.split(split):
+        packer = sources.packer(unit, plan.config, rnn.tokenizer)
+        yield from packer.tables(sources.read(unit, plan.config, rnn.tokenizer), ROWS)
 
 
 def _draw(tables: Iterable[pa.Table], count: int) -> pa.Table | None:

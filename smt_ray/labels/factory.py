@@ -74,7 +74,7 @@ def write_labels(
     """
     began = time.monotonic()
     model, length = config.model, config.data.sequence_length
-    spec = EncoderSpec(model, vocabulary, teacher, config.teacher.precision, config.labels.dtype)
+    spec = EncoderSpec(model, vocabulary, teacher, config.optimizer.precision, config.labels.dtype)
     fields: Manifest = {
         "kind": "labels",
         "sequence_length": length,
@@ -197,7 +197,8 @@ def _context(runtime: RuntimeConfig, progress: Location) -> DataContext:
         delete_checkpoint_on_success=False,
         checkpoint_manager_cls=_Notes,
     )
-    free = ray.cluster_resources().get("CPU", 0) - runtime.gangs * runtime.gang_ranks
+    ranks = runtime.gangs * runtime.rank_count
+    free = ray.cluster_resources().get("CPU", 0) - ranks * runtime.threads
     readers = max(1.0, min(free, 1.0 + runtime.gangs))
     context.execution_options.resource_limits = ExecutionResources.for_limits(cpu=readers)
     return context
@@ -253,7 +254,7 @@ def _chosen(config: RunConfig, split: str, shards: list[Ids]) -> Ids:
     fraction = config.labels.fraction
     ids = np.sort(np.concatenate(shards))
     ids = ids[keep(ids, fraction)]
-    batch = max(config.transition.train.global_batch, config.dmt.train.global_batch)
+    batch = max(config.transition.global_batch, config.dmt.global_batch)
     if len(ids) < batch:
         raise ValueError(
             f"labels.fraction={fraction}: leaves {len(ids)} {split} sequences, fewer than one "

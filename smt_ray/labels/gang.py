@@ -66,7 +66,7 @@ class Rank:
         os.environ |= {
             "RANK": str(rank),
             "LOCAL_RANK": "0",
-            "WORLD_SIZE": str(runtime.gang_ranks),
+            "WORLD_SIZE": str(runtime.rank_count),
             "MASTER_ADDR": host,
             "MASTER_PORT": str(port),
         }
@@ -120,7 +120,7 @@ class Gang:
         self.spec, self.runtime, self.timeout_s = spec, runtime, timeout_s
         self.name, self.rebuilding = name, rebuilding
         self.ranks: list[Any] = []
-        self.encode(np.zeros((runtime.gang_ranks, 2), np.int64))
+        self.encode(np.zeros((runtime.rank_count, 2), np.int64))
 
     def encode(self, tokens: NDArray[np.integer[Any]]) -> Float[Tensor, "N L K D"]:
         """Return the memories of all timesteps of `tokens` (N, L), in the label's number format.
@@ -139,7 +139,7 @@ class Gang:
                 failures += 1
                 if failures > self.runtime.max_failures:
                     raise RuntimeError(
-                        f"encoder gang of {self.runtime.gang_ranks} ranks: a batch of "
+                        f"encoder gang of {self.runtime.rank_count} ranks: a batch of "
                         f"{len(tokens)} sequences failed {failures} times"
                     ) from error
                 self.rebuilding()
@@ -155,11 +155,11 @@ class Gang:
     def _start(self) -> None:
         # An actor that Ray has restarted still has the group of its former gang.
         self.close()
-        count = self.runtime.gang_ranks
-        resources = {"CPU": 1, "GPU": 1} if self.runtime.gpu else {"CPU": 1}
+        count = self.runtime.rank_count
+        resources = self.runtime.resources
         group = placement_group([resources] * count, name=self.name)
         actor = ray.remote(Rank).options(
-            num_cpus=1,
+            num_cpus=resources["CPU"],
             num_gpus=resources.get("GPU", 0),
             scheduling_strategy=PlacementGroupSchedulingStrategy(group),
         )

@@ -13,21 +13,22 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from smt_ray.config import ModelConfig
+from smt_ray.config.model import MLP_RATIO
 from smt_ray.model.blocks import Block, Embedding, Linear, normalize, rms_norm
 
 
 class TransformerCell(nn.Module):
-    """Full attention among the K memory tokens and one input token."""
+    """Full attention among the K memory tokens and one input token; `gated` has a write gate."""
 
     def __init__(self, config: ModelConfig, vocabulary: int) -> None:
-        """Create the blocks, and the write gate where one is asked for."""
+        """Create the blocks, and the write gate of the kind `gated`."""
         super().__init__()
         self.embed = Embedding(vocabulary, config.width)
         self.slot = nn.Parameter(torch.randn(config.memory_tokens, config.width) * 0.5)
         self.blocks = nn.ModuleList(
-            Block(config.width, config.heads, config.mlp_ratio) for _ in range(config.cell_depth)
+            Block(config.width, config.heads, MLP_RATIO) for _ in range(config.cell_depth)
         )
-        self.gate = WriteGate(config) if config.write_gate else None
+        self.gate = WriteGate(config) if config.cell == "gated" else None
 
     def forward(
         self, memory: Float[Tensor, "N K D"], token: Int[Tensor, " N"]
@@ -64,13 +65,13 @@ class MlpCell(nn.Module):
     """Residual MLPs over the flattened memory, each of which sees the input token."""
 
     def __init__(self, config: ModelConfig, vocabulary: int) -> None:
-        """Create the maps; the hidden width is `mlp_ratio * D`.
+        """Create the maps; the hidden width is `MLP_RATIO * D`.
 
-        Each branch begins as a tenth of the memory. As nothing at all it would leave the empty
-        memory empty, where the gradient of the norm is 1,000 a step: unrolled, beyond all bounds.
+        Each branch begins as a tenth of the memory. Not zero: the empty memory would stay zero,
+        where RMS-norm's gradient is 1 / eps = 1,000 a step and explodes when unrolled.
         """
         super().__init__()
-        hidden, state = config.mlp_ratio * config.width, config.memory_tokens * config.width
+        hidden, state = MLP_RATIO * config.width, config.memory_tokens * config.width
         self.embed = Embedding(vocabulary, config.width)
         self.up = nn.ModuleList(
             Linear(state + config.width, hidden) for _ in range(config.cell_depth)
@@ -113,34 +114,11 @@ class GruCell(nn.Module):
         return rms_norm(state.view_as(memory))
 
 
-class LstmCell(nn.Module):
-    """A `torch.nn.LSTMCell`: h in the first half of the memory tokens, c in the second.
-
-    Its state is not normalised, so that no label can teach it: it is a baseline for BPTT.
-    """
-
-    def __init__(self, config: ModelConfig, vocabulary: int) -> None:
-        """Create the cell, of hidden size K / 2 * D; its forget gates begin open (bias 1)."""
-        super().__init__()
-        hidden = config.memory_tokens // 2 * config.width
-        self.embed = Embedding(vocabulary, config.width)
-        self.lstm = nn.LSTMCell(config.width, hidden)
-        nn.init.ones_(self.lstm.bias_hh.data[hidden : 2 * hidden])
-
-    def forward(
-        self, memory: Float[Tensor, "N K D"], token: Int[Tensor, " N"]
-    ) -> Float[Tensor, "N K D"]:
-        """Return the next state."""
-        hidden, carried = memory.flatten(1).chunk(2, dim=1)
-        state = self.lstm(self.embed(token), (hidden, carried))
-        return torch.cat(state, dim=1).view_as(memory)
-
-
 CELLS: dict[str, type[nn.Module]] = {
     "transformer": TransformerCell,
+    "gated": TransformerCell,
     "mlp": MlpCell,
     "gru": GruCell,
-    "lstm": LstmCell,
 }
 
 

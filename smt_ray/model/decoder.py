@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from smt_ray.config import ModelConfig
+from smt_ray.config.model import MLP_RATIO
 from smt_ray.model.blocks import Block, Embedding, Linear, normalize, rotation, sinusoids
 
 
@@ -22,7 +23,7 @@ class Decoder(nn.Module):
         self.embed = Embedding(vocabulary, config.width)
         self.slot = nn.Parameter(torch.randn(config.memory_tokens, config.width) * 0.5)
         self.blocks = nn.ModuleList(
-            Block(config.width, config.heads, config.mlp_ratio) for _ in range(config.decoder_depth)
+            Block(config.width, config.heads, MLP_RATIO) for _ in range(config.decoder_depth)
         )
         self.logits = Linear(config.width, vocabulary, zero=True)
 

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from smt_ray.config import EncoderKind, ModelConfig
+from smt_ray.config.model import MLP_RATIO
 from smt_ray.model.blocks import (
     MLP,
     Attention,
@@ -42,7 +43,7 @@ class Registers(nn.Module):
         self.key_value = Linear(config.width, 2 * config.width)
         self.out = Linear(config.width, config.width, zero=True)
         self.attention = Attention(config.width, config.heads)
-        self.mlp = MLP(config.width, config.mlp_ratio)
+        self.mlp = MLP(config.width, MLP_RATIO)
 
     def read(
         self,
@@ -101,7 +102,7 @@ class CausalEncoder(nn.Module):
         width = config.width
         self.embed = Embedding(vocabulary, width)
         self.trunk = nn.ModuleList(
-            Block(width, config.heads, config.mlp_ratio) for _ in range(config.encoder_depth)
+            Block(width, config.heads, MLP_RATIO) for _ in range(config.encoder_depth)
         )
         self.convolutions = nn.ModuleList(
             ShortConvolution(width, config.short_convolution)
@@ -110,7 +111,7 @@ class CausalEncoder(nn.Module):
             for _ in range(config.encoder_depth)
         )
         self.register = nn.Parameter(torch.randn(config.memory_tokens, width))
-        self.project = Linear(width, width) if config.project_registers else None
+        self.project = Linear(width, width)
         self.readers = nn.ModuleList(Registers(config) for _ in range(config.register_depth))
 
     def forward(
@@ -132,8 +133,7 @@ class CausalEncoder(nn.Module):
         trunk = normalize(stream)
         at = trunk if timesteps is None else trunk.take_along_dim(timesteps[..., None], dim=1)
         registers = repeat(self.register, "k d -> b s k d", b=at.shape[0], s=at.shape[1])
-        if self.project is not None:
-            registers = registers + self.project(at)[:, :, None]
+        registers = registers + self.project(at)[:, :, None]
         for reader in self.readers:
             registers = reader(registers, trunk, timesteps)
         return rms_norm(registers)
@@ -149,7 +149,7 @@ class BidirectionalEncoder(nn.Module):
         self.embed = Embedding(vocabulary, config.width)
         self.register = nn.Parameter(torch.randn(config.memory_tokens, config.width))
         self.blocks = nn.ModuleList(
-            Block(config.width, config.heads, config.mlp_ratio) for _ in range(config.encoder_depth)
+            Block(config.width, config.heads, MLP_RATIO) for _ in range(config.encoder_depth)
         )
 
     def forward(

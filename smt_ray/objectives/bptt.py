@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from smt_ray.config import BpttConfig, ModelConfig
+from smt_ray.config import ModelConfig, UnrollConfig
 from smt_ray.model.rnn import RNN
 from smt_ray.objectives.objective import (
     Batch,
@@ -27,10 +27,10 @@ from smt_ray.objectives.parts import unrolled
 class Bptt(Objective):
     """`CE(g(m_t), y_t)` over an unrolled sequence; the readout runs once, over all its targets."""
 
-    def __init__(self, model: ModelConfig, bptt: BpttConfig, vocabulary: int) -> None:
+    def __init__(self, model: ModelConfig, unroll: UnrollConfig, vocabulary: int) -> None:
         """Create the RNN with fresh weights."""
         super().__init__()
-        self.bptt = bptt
+        self.how = unroll
         self.rnn = RNN(model, vocabulary)
 
     def unroll(self, tokens: Int[Tensor, "B L"]) -> Float[Tensor, "B L K D"]:
@@ -38,7 +38,7 @@ class Bptt(Objective):
 
         All chunks of a truncated sequence stay in one graph, so that their gradients make one step.
         """
-        span = self.bptt.span if self.bptt.mode == "truncated" else tokens.shape[1]
+        span = self.how.span if self.how.mode == "truncated" else tokens.shape[1]
         memory, memories = self.rnn.initial(len(tokens)), []
         for timestep, token in enumerate(tokens.unbind(1)):
             if timestep % span == 0:
@@ -49,10 +49,10 @@ class Bptt(Objective):
 
     def memories(self, batch: Batch) -> Float[Tensor, "B L K D"]:
         """Return m_0..m_{L-1} as the mode has them."""
-        if self.bptt.mode != "parallel":
+        if self.how.mode != "parallel":
             return self.unroll(batch["inputs"])
-        starts = batch["state"].float()[:, :: self.bptt.span]
-        return unrolled(self.rnn, starts, batch["inputs"], self.bptt.span)
+        starts = batch["state"].float()[:, :: self.how.span]
+        return unrolled(self.rnn, starts, batch["inputs"], self.how.span)
 
     def counts(self, batch: Batch) -> Float[Tensor, "1"]:
         """Return the valid targets."""
@@ -62,7 +62,7 @@ class Bptt(Objective):
         """Return the cross-entropy in nats, and in mode `parallel` `carry`: the next states."""
         memory = self.memories(batch)
         result = self._losses(memory, batch)
-        parallel = self.bptt.mode == "parallel"
+        parallel = self.how.mode == "parallel"
         return {**result, "carry": previous(memory.detach())} if parallel else result
 
     def validate(self, batch: Batch) -> dict[str, Tensor]:

@@ -41,10 +41,19 @@ class Dmt(Objective):
     decoder that has seen as much; its loss reaches no other weight.
     """
 
-    def __init__(self, model: ModelConfig, dmt: DmtConfig, vocabulary: int) -> None:
-        """Create the RNN and the teacher's readout with fresh weights."""
+    def __init__(
+        self, model: ModelConfig, dmt: DmtConfig, vocabulary: int, readout: float = 1.0
+    ) -> None:
+        """Create the RNN and the teacher's readout with fresh weights.
+
+        Args:
+            model: shapes of the RNN.
+            dmt: how it is trained.
+            vocabulary: V.
+            readout: weight of the cross-entropy.
+        """
         super().__init__()
-        self.dmt = dmt
+        self.dmt, self.weight = dmt, readout
         self.rnn = RNN(model, vocabulary)
         self.teacher_readout = Decoder(model, vocabulary)
 
@@ -68,7 +77,7 @@ class Dmt(Objective):
         readout = readout_loss(self.rnn.readout, own, targets, valid)
         teacher = readout_loss(self.teacher_readout, memory, targets, valid)
         result = {
-            "loss": self._dynamics(batch) * dyn + self.dmt.readout * (readout + teacher),
+            "loss": self._dynamics(batch) * dyn + self.weight * (readout + teacher),
             "loss/dyn": dyn,
             "loss/readout": readout,
             "loss/teacher_readout": teacher,

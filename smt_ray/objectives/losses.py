@@ -27,7 +27,7 @@ def squared_error(
     return (predicted.float() - label.float()).square().sum() / count
 
 
-def spread(memory: Float[Tensor, "M T K D"]) -> Float[Tensor, "K 1"]:
+def slot_deviation(memory: Float[Tensor, "M T K D"]) -> Float[Tensor, "K 1"]:
     """Return the standard deviation over M sequences of each memory slot, with a floor.
 
     The variance is that over sequences at each of T timesteps, the mean of which is taken: a memory
@@ -43,10 +43,10 @@ def spread(memory: Float[Tensor, "M T K D"]) -> Float[Tensor, "K 1"]:
 def whitener(memory: Float[Tensor, "M T K D"]) -> Float[Tensor, "K D D"]:
     """Return the Cholesky factor of each slot's covariance over all M * T memories, with a floor.
 
-    As in `spread` the gradient counts, so that no direction gains by varying less. In float64 under
-    autocast, too: rounded to fewer digits a covariance need not be positive definite. Finite
-    memories of any size and rank have a factor; that of others is NaN, which the training loop
-    reports by step.
+    As in `slot_deviation` the gradient counts, so that no direction gains by varying less. In
+    float64 under autocast, too: rounded to fewer digits a covariance need not be positive definite.
+    Finite memories of any size and rank have a factor; that of others is NaN, which the training
+    loop reports by step.
     """
     with torch.autocast(memory.device.type, enabled=False):
         slots = memory.double().flatten(0, 1).transpose(0, 1)
@@ -74,21 +74,17 @@ def whiten(
     )
 
 
-def uniformity(
-    memory: Float[Tensor, "M K D"], draws: Int[Tensor, "4 P"], *, per_slot: bool = False
-) -> Float[Tensor, ""]:
+def uniformity(memory: Float[Tensor, "M K D"], draws: Int[Tensor, "4 P"]) -> Float[Tensor, ""]:
     """Return log E exp(-2 |a - b|^2) over pairs of L2-normalised memory tokens (Eq. 4).
 
     Args:
         memory: memories, the empty one not among them.
         draws: random non-negative integers that choose (memory, slot) of both tokens of each pair.
-        per_slot: compare the same slot of two memories, which sees a collapsed slot better.
     """
     rows, slots = memory.shape[:2]
     first, first_slot, second, second_slot = draws
     first, second = first % rows, second % rows
-    first_slot = first_slot % slots
-    second_slot = first_slot if per_slot else second_slot % slots
+    first_slot, second_slot = first_slot % slots, second_slot % slots
     tokens = F.normalize(memory.float(), dim=-1)
     distance = (tokens[first, first_slot] - tokens[second, second_slot]).square().sum(-1)
     same = (first == second) & (first_slot == second_slot)

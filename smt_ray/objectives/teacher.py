@@ -3,10 +3,11 @@
 Shapes: B batch, L sequence, S sampled timesteps, K memory tokens, D width, F horizon.
 """
 
+from math import gcd
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from smt_ray.config import LossConfig, ModelConfig
@@ -15,7 +16,7 @@ from smt_ray.model.decoder import Decoder
 from smt_ray.model.encoder import build_encoder
 from smt_ray.objectives.losses import (
     PAIRS,
-    spread,
+    slot_deviation,
     squared_error,
     uniformity,
     whiten,
@@ -36,12 +37,32 @@ from smt_ray.objectives.objective import (
 
 
 class Teacher(Objective):
-    """Eq. 5: `decoding * dec + dynamics * dyn + uniformity * unif`, and the dense readout loss."""
+    """Eq. 5: `dec + dynamics * dyn + uniformity * unif`, and the dense readout loss.
 
-    def __init__(self, model: ModelConfig, loss: LossConfig, vocabulary: int, seed: int) -> None:
-        """Create the three networks with fresh weights; `seed` chooses sampled timesteps."""
+    Eq. 4 and whitening compare sequences within groups of `loss.group`: consecutive rows of the
+    global batch, so that neither the number of ranks nor the micro-batch changes the loss.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        loss: LossConfig,
+        vocabulary: int,
+        seed: int,
+        *,
+        dense: bool = True,
+    ) -> None:
+        """Create the three networks with fresh weights.
+
+        Args:
+            model: their shapes.
+            loss: weights and sampling.
+            vocabulary: V.
+            seed: chooses sampled timesteps and compared pairs.
+            dense: whether the next target is decoded at all timesteps as well.
+        """
         super().__init__()
-        self.loss, self.seed = loss, seed
+        self.loss, self.seed, self.dense = loss, seed, dense
         self.encoder = build_encoder(model, vocabulary)
         self.decoder = Decoder(model, vocabulary)
         self.cell = build_cell(model, vocabulary)
@@ -85,8 +106,6 @@ class Teacher(Objective):
             nats: cross-entropy of the decoded targets.
             targets: these targets.
         """
-        if self.loss.detach_dynamics:
-            return 0.0
         if not self.loss.dynamics_below:
             return 1.0
         asked = (targets != IGNORED).sum((1, 2)).clamp(min=1)
@@ -96,7 +115,7 @@ class Teacher(Objective):
     def encode(self, batch: Batch, timesteps: Int[Tensor, "B S"]) -> "Encoded":
         """Return the memories that the losses ask for: of all timesteps, or no others (`dense`)."""
         early = timesteps[:, :-1]
-        if not self.loss.dense:
+        if not self.dense:
             asked = torch.cat((torch.zeros_like(timesteps[:, :1]), early + 1, timesteps), dim=1)
             sizes = (early.shape[1] + 1, timesteps.shape[1])
             after, decoded = self.encoder(batch["inputs"], asked).split(sizes, dim=1)
@@ -123,13 +142,35 @@ class Teacher(Objective):
         if not self.loss.dense_dynamics:
             arriving = torch.cat((inputs[:, :1], inputs.gather(1, timesteps[:, :-1] + 1)), dim=1)
         predicted = apply_cell(self.cell, before, arriving)
+        count = torch.tensor(float(label.numel()))
+        if self.loss.whiten_dynamics == "none":
+            return squared_error(predicted, label, count)
+        groups = zip(*(self._groups(part) for part in (predicted, label, memory)), strict=True)
+        return torch.stack([self._whitened_error(p, m, e, count) for p, m, e in groups]).sum()
+
+    def _whitened_error(
+        self, predicted: Tensor, label: Tensor, memory: Tensor, count: Tensor
+    ) -> Float[Tensor, ""]:
+        """Return the squared error of one group in units of what varies in it."""
         if self.loss.whiten_dynamics == "slots":
-            unit = spread(label)
-            predicted, label = predicted / unit, label / unit
-        elif self.loss.whiten_dynamics == "directions":
-            factor = whitener(memory)
-            predicted, label = whiten(predicted, factor), whiten(label, factor)
-        return squared_error(predicted, label, torch.tensor(float(label.numel())))
+            unit = slot_deviation(label)
+            return squared_error(predicted / unit, label / unit, count)
+        factor = whitener(memory)
+        return squared_error(whiten(predicted, factor), whiten(label, factor), count)
+
+    def _groups(self, rows: Shaped[Tensor, "B ..."]) -> tuple[Tensor, ...]:
+        """Cut rows of a batch into the groups that are compared."""
+        return rows.split(gcd(self.loss.group, len(rows)))
+
+    def uniformity(self, memory: Float[Tensor, "B S K D"], batch: Batch) -> Float[Tensor, ""]:
+        """Return Eq. 4, the mean over the groups."""
+        pairs = torch.arange(4 * PAIRS, device=memory.device).view(4, PAIRS)
+        groups = zip(self._groups(memory), self._groups(batch["sequence_id"]), strict=True)
+        found = [
+            uniformity(rows.flatten(0, 1), hashed(self.seed, batch["step"], ids[0], pairs))
+            for rows, ids in groups
+        ]
+        return torch.stack(found).mean()
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return Eq. 5 and its parts in nats (`loss/dec`, `loss/dense`) and mean squares."""
@@ -147,15 +188,13 @@ class Teacher(Objective):
         dec = mean_over(sampled, nats)
         dyn = self.dynamics(encoded, inputs, timesteps, self.dynamics_share(nats, future))
 
-        pairs = torch.arange(4 * PAIRS, device=inputs.device).view(4, PAIRS)
-        draws = hashed(self.seed, batch["step"], batch["sequence_id"][0], pairs)
-        unif = uniformity(encoded.memory.flatten(0, 1), draws, per_slot=config.per_slot)
+        unif = self.uniformity(encoded.memory, batch)
 
-        loss = config.decoding * dec + config.dynamics * dyn + config.uniformity * unif
+        loss = dec + config.dynamics * dyn + config.uniformity * unif
         metrics = {"loss/dec": dec, "loss/dyn": dyn, "loss/unif": unif}
-        if config.dense:
+        if self.dense:
             metrics["loss/dense"] = readout_loss(self.decoder, encoded.memory, targets, dense)
-            loss = loss + config.decoding * metrics["loss/dense"]
+            loss = loss + metrics["loss/dense"]
         return {"loss": loss, **metrics}
 
 
@@ -173,7 +212,7 @@ class Encoded(NamedTuple):
 
 
 def _led_by(memory: Tensor, share: Tensor | float) -> Tensor:
-    """Return the same memory, of whose gradient only a share goes on."""
+    """Scale the gradient of `memory` by `share`; its value stays."""
     fixed = memory.detach()
     return fixed + (share * (memory - fixed)).to(memory.dtype)
 

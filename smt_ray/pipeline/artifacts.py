@@ -15,7 +15,6 @@ from typing import Any
 
 from smt_ray.data.storage import Location
 
-FORMAT = 1
 MANIFEST = "manifest.json"
 
 
@@ -35,83 +34,92 @@ class Artifact:
         """What the stage returned when it was made."""
         return self.manifest["figures"]
 
+    @property
+    def identity(self) -> str:
+        """What the fingerprints of later stages take: a digest of the content, if there is one."""
+        return self.figures.get("digest", self.fingerprint)
 
-def fingerprint(stage: str, settings: dict[str, Any], upstream: Sequence[str]) -> str:
-    """Hash what decides a stage's result: its settings and the fingerprints of its inputs."""
-    parts = {
-        "format": FORMAT,
-        "stage": stage,
-        "settings": settings,
-        "upstream": list(upstream),
-    }
+
+def fingerprint(stage: str, version: int, settings: dict[str, Any], upstream: Sequence[str]) -> str:
+    """Hash what decides a stage's result.
+
+    Args:
+        stage: its name.
+        version: what the stage means by the settings.
+        settings: JSON values.
+        upstream: the identities of its inputs.
+    """
+    parts = {"stage": stage, "version": version, "settings": settings, "upstream": [*upstream]}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def place_of(storage: Location, stage: str, mark: str) -> Location:
+def location_of(storage: Location, stage: str, fingerprint: str) -> Location:
     """Return where the artifact of a stage and fingerprint lies."""
-    return storage / "artifacts" / f"{stage}-{mark}"
+    return storage / "artifacts" / f"{stage}-{fingerprint}"
 
 
 def make(
-    storage: Location,
-    stage: str,
+    location: Location,
     settings: dict[str, Any],
     upstream: Sequence[Artifact],
-    build: Callable[[Location, str], dict[str, Any]],
+    build: Callable[[Location], dict[str, Any]],
     lock: Callable[[Location], AbstractContextManager[None]],
 ) -> Artifact:
-    """Return the stage's artifact: the finished one if it is there, else built or gone on with.
+    """Return an artifact: the finished one if it is there, else built or gone on with.
 
     Args:
-        storage: the root of all runs.
-        stage: name of the stage.
-        settings: the settings that decide its result, JSON values.
+        location: where it lies, as `location_of` says.
+        settings: the settings that decide its result, JSON values; kept to be read.
         upstream: the artifacts it is made from.
-        build: given the artifact's place and fingerprint, writes its files and returns its figures;
-            called again on an unfinished place, it goes on.
-        lock: given the place, a context that only one who makes it is in at a time.
+        build: given the location, writes its files and returns its figures; called again on an
+            unfinished one, it goes on.
+        lock: given the location, a context that only one who makes it is in at a time.
     """
-    mark = fingerprint(stage, settings, [artifact.fingerprint for artifact in upstream])
-    place = place_of(storage, stage, mark)
-    if not (place / MANIFEST).exists():
-        with lock(place):
-            if not (place / MANIFEST).exists():  # nobody made it while this one waited
-                return _build(place, stage, settings, upstream, build)
-    return Artifact(stage, mark, place, read_manifest(place), True, False)
+    if not (location / MANIFEST).exists():
+        with lock(location):
+            if not (location / MANIFEST).exists():  # nobody made it while this one waited
+                return _build(location, settings, upstream, build)
+    return _artifact(location, read_manifest(location), reused=True, resumed=False)
 
 
-def read_manifest(place: Location) -> dict[str, Any]:
+def read_manifest(location: Location) -> dict[str, Any]:
     """Return the manifest of a finished artifact.
 
     Raises:
         ValueError: in one line that names the file, if it is damaged.
     """
-    file = place / MANIFEST
+    file = location / MANIFEST
     manifest = file.read_json()
     if not isinstance(manifest, dict) or not {"figures", "seconds"} <= manifest.keys():
         raise file.damaged("it has no figures and seconds")
     return manifest
 
 
+def _artifact(
+    location: Location, manifest: dict[str, Any], *, reused: bool, resumed: bool
+) -> Artifact:
+    stage, _, fingerprint = location.name.partition("-")
+    return Artifact(stage, fingerprint, location, manifest, reused, resumed)
+
+
 def _build(
-    place: Location,
-    stage: str,
+    location: Location,
     settings: dict[str, Any],
     upstream: Sequence[Artifact],
-    build: Callable[[Location, str], dict[str, Any]],
+    build: Callable[[Location], dict[str, Any]],
 ) -> Artifact:
-    mark = place.name.removeprefix(f"{stage}-")
-    resumed = place.exists()
-    place.make_dir()
+    stage, _, fingerprint = location.name.partition("-")
+    resumed = location.exists()
+    location.make_dir()
     start = time.monotonic()
-    figures = build(place, mark)
+    figures = build(location)
     manifest = {
         "stage": stage,
-        "fingerprint": mark,
+        "fingerprint": fingerprint,
         "settings": settings,
         "upstream": {artifact.stage: artifact.fingerprint for artifact in upstream},
         "seconds": round(time.monotonic() - start, 3),
         "figures": figures,
     }
-    (place / MANIFEST).write_json(manifest)
-    return Artifact(stage, mark, place, manifest, False, resumed)
+    (location / MANIFEST).write_json(manifest)
+    return _artifact(location, manifest, reused=False, resumed=resumed)

@@ -1,5 +1,7 @@
 """The command line of the jobs: a preset, a configuration file, and a flag for every field.
 
+`--help` shows what most users set, `--help-all` every field.
+
 Whatever the user can mend is reported in one line, with exit status 2.
 """
 
@@ -9,6 +11,7 @@ import io
 import itertools
 import logging
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
@@ -19,6 +22,7 @@ from smt_ray.cluster.interruption import handled
 from smt_ray.config import RunConfig, leaves, masked
 from smt_ray.config.presets import PRESETS
 from smt_ray.data.fields import read_fields
+from smt_ray.pipeline.short_help import short_help
 
 Flags = TypeVar("Flags")
 Run = TypeVar("Run", bound="Options")
@@ -50,7 +54,8 @@ def parse_run(
 ) -> Run:
     """Parse `[PRESET] [--config FILE] [--FIELD VALUE ...]`.
 
-    The preset may be named by the first argument, by --preset or by the file.
+    The preset may be named by the first argument, by --preset or by the file. `--help` and
+    `--help-all` print and exit.
 
     Args:
         arguments: the words of the command line.
@@ -70,11 +75,14 @@ def parse_run(
     values = read_fields(file, "config", "model: {width: 64}") if file else {}
     name = _preset_of(first, value_of(arguments, "--preset"), file, values.get("preset"))
     base = preset(name, **_given(arguments, values)).update(values)
-    lines = [f"  {name}: {make.__doc__}" for name, make in PRESETS.items()]
-    text = f"{description}\n\nThe first argument may name a PRESET (default tiny):\n" + "\n".join(
-        lines
-    )
-    return parse(kind, arguments, text, default=kind(run=base, config=file))
+    default = kind(run=base, config=file)
+    if {"--help", "-h"} & {*arguments}:
+        sys.stdout.write(short_help(description, default) + "\n")
+        raise SystemExit(0)
+    lines = [f"  {name}: {about}" for name, about in PRESETS.items()]
+    text = f"{description}\n\nThe first argument may name a PRESET:\n" + "\n".join(lines)
+    arguments = ["--help" if word == "--help-all" else word for word in arguments]
+    return parse(kind, arguments, text, default=default)
 
 
 def parse(

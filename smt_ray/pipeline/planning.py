@@ -2,13 +2,14 @@
 
 import torch
 
-from smt_ray.cluster.session import cpus_needed, gpus_needed
+from smt_ray.cluster.resources import cpus_needed, gpus_needed, here, resolved
 from smt_ray.config import RunConfig, masked
-from smt_ray.data import sources
 from smt_ray.data.shards import DTYPES
+from smt_ray.data.source_plan import SourcePlan, plan_source
 from smt_ray.data.storage import Location
 from smt_ray.model.rnn import RNN
 from smt_ray.objectives.teacher import Teacher
+from smt_ray.pipeline.artifacts import MANIFEST
 
 
 def parameters(config: RunConfig, vocabulary: int) -> dict[str, int]:
@@ -27,12 +28,23 @@ def label_bytes(config: RunConfig, tokens: int) -> int:
     return int(tokens * config.labels.fraction * each)
 
 
-def label_bytes_to_write(config: RunConfig, place: Location | None) -> int:
-    """Return the bytes of labels that `place` lacks; 0 without one, or for a source of no size."""
-    if place is None:
+def label_bytes_to_write(
+    config: RunConfig, source: SourcePlan, locations: dict[str, Location]
+) -> int:
+    """Return the bytes of labels that are still to be written, as far as the source has a size.
+
+    Args:
+        config: the run.
+        source: its source.
+        locations: where its artifacts lie, as far as that is known.
+    """
+    expected, location = label_bytes(config, source.size), locations.get("labels")
+    if location is None:
+        return expected
+    if (location / MANIFEST).exists():
         return 0
-    written = sum(file.size() for file in place.files(".parquet", recursive=True))
-    return max(0, label_bytes(config, sources.size(config.data)) - written)
+    written = sum(file.size() for file in location.files(".parquet", recursive=True))
+    return max(0, expected - written)
 
 
 def plan(config: RunConfig) -> str:
@@ -41,25 +53,26 @@ def plan(config: RunConfig) -> str:
     Raises:
         ValueError: naming the field at fault, if the source cannot be read.
     """
-    sources.check(config.data)
-    vocabulary = sources.load_tokenizer_of(config.data).vocabulary
-    counts, tokens = parameters(config, vocabulary), sources.size(config.data)
+    source = plan_source(config.data)
+    config = resolved(config, here())
+    counts, tokens = parameters(config, source.tokenizer.vocabulary), source.size
     runtime, gib = config.runtime, 2**30
     unit = {"text": "bytes", "task": "tokens", "pixels": "pixels"}[config.data.kind]
-    shared = runtime.workers if runtime.zero_stage == 3 else 1
-    source = masked(config.data.source)
+    shared = runtime.worker_count if runtime.zero_stage == 3 else 1
+    name = masked(config.data.source)
     training = counts["teacher"] * 16 / shared
-    held = counts["encoder"] * 4 / runtime.gang_ranks
+    held = counts["encoder"] * 4 / runtime.rank_count
     lines = {
         "preset": config.preset,
-        "source": f"{source} ({tokens:,} {unit})" if tokens else source,
-        "parameters": ", ".join(f"{name} {count:,}" for name, count in counts.items()),
+        "source": f"{name} ({tokens:,} {unit})" if tokens else name,
+        "parameters": ", ".join(f"{part} {count:,}" for part, count in counts.items()),
         "state of the RNN": f"{config.model.memory_tokens * config.model.width:,} numbers",
         "labels": f"{label_bytes(config, tokens) / gib:.2f} GiB" if tokens else "unknown size",
         "weights, gradients and moments": f"{training / gib:.2f} GiB a training worker",
         "encoder weights": f"{held / gib:.2f} GiB a gang rank",
+        "workers": f"{runtime.workers}, and {runtime.gangs} x {runtime.gang_ranks} gang ranks",
         "CPUs": f"{cpus_needed(runtime)} logical ones",
         "GPUs": str(gpus_needed(runtime)),
     }
     width = max(map(len, lines))
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in lines.items())
+    return "\n".join(f"{label:<{width}}  {value}" for label, value in lines.items())

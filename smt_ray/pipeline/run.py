@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from smt_ray.config import RunConfig
 from smt_ray.data import sources
 from smt_ray.data.export import save_rnn
 from smt_ray.data.shards import is_damage, open_shards, verify_shards
+from smt_ray.data.source_plan import SourcePlan, plan_source
 from smt_ray.data.storage import Location
 from smt_ray.data.tokenizers import load_tokenizer
 from smt_ray.data.tokens import write_tokens
@@ -27,11 +29,17 @@ from smt_ray.evaluation.evaluator import evaluate
 from smt_ray.labels.factory import write_labels
 from smt_ray.model.cells import cell_class
 from smt_ray.model.rnn import RNN
-from smt_ray.pipeline.artifacts import MANIFEST, Artifact, make, place_of
+from smt_ray.pipeline.artifacts import (
+    MANIFEST,
+    Artifact,
+    fingerprint,
+    location_of,
+    make,
+)
 from smt_ray.pipeline.locks import locked
 from smt_ray.pipeline.planning import label_bytes_to_write
 from smt_ray.pipeline.run_directory import check_same_run, write_run
-from smt_ray.pipeline.stages import fingerprints, settings, upstream
+from smt_ray.pipeline.stages import VERSIONS, locations, settings, upstream
 from smt_ray.terminal import duration
 from smt_ray.train.loop import Program
 from smt_ray.train.programs import (
@@ -45,6 +53,42 @@ from smt_ray.train.trainer import fit
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Run:
+    """One run, resolved: its settings, its source, and where its results lie."""
+
+    config: RunConfig
+    source: SourcePlan
+    storage: Location
+
+    @classmethod
+    def of(cls, config: RunConfig) -> "Run":
+        """Look at the source, and check all that is known before any work.
+
+        Raises:
+            ValueError: for what the user can mend, in one line.
+        """
+        for model in (config.model, config.rnn_model):
+            cell_class(model.cell)  # a user's class that is not there is refused now
+        storage = Location.of(config.storage, "storage")
+        return cls(config, plan_source(config.data), storage)
+
+    @property
+    def directory(self) -> Location:
+        """The run directory."""
+        return self.storage / self.config.name
+
+    def locations(self) -> dict[str, Location]:
+        """Return where the artifacts lie, those of stages after `tokens` once that is made."""
+        return locations(self.config, self.source.fingerprint, self.storage)
+
+    def is_finished(self) -> bool:
+        """Return whether all artifacts are made."""
+        known = self.locations()
+        made = [stage for stage, location in known.items() if (location / MANIFEST).exists()]
+        return len(made) == len(upstream(self.config))
+
+
 def run(config: RunConfig, *, overwrite: bool = False) -> dict[str, Any]:
     """Run all stages and write the run directory; what is finished already is used as it is.
 
@@ -56,31 +100,31 @@ def run(config: RunConfig, *, overwrite: bool = False) -> dict[str, Any]:
     """
     start = time.monotonic()
     storage = Location.of(config.storage, "storage")
-    directory = storage / config.name
-    check_same_run(config, directory, overwrite)
-    sources.check(config.data)
-    for model in (config.model, config.rnn_model):
-        cell_class(model.cell)  # a user's class that is not there is refused now
-    stages = Stages(config, storage)
-    check_storage(storage, label_bytes_to_write(config, stages.unfinished().get("labels")))
-    with explained(storage), locked(directory, config.name):
-        check_same_run(config, directory, overwrite)  # again: it may be new since the wait
-        if stages.unfinished():
-            connect(config.runtime)
-            preflight(config)
-        directory.make_dir()
-        (directory / "config.yaml").write_text(yaml.safe_dump(config.to_dict(), sort_keys=False))
-        artifacts = stages.all()
-        return write_run(config, directory, artifacts, time.monotonic() - start)
+    check_same_run(config, storage / config.name, overwrite)
+    this = Run.of(config)
+    check_storage(storage, label_bytes_to_write(config, this.source, this.locations()))
+    with explained(storage), locked(this.directory, config.name):
+        check_same_run(config, this.directory, overwrite)  # again: it may be new since the wait
+        if not this.is_finished():
+            this = replace(this, config=connect(config))
+            preflight(this.config)
+        this.directory.make_dir()
+        settings = yaml.safe_dump(config.to_dict(), sort_keys=False)
+        (this.directory / "config.yaml").write_text(settings)
+        artifacts = Stages(this).all()
+        return write_run(this.config, this.directory, artifacts, time.monotonic() - start)
 
 
 class Stages:
     """Builds each stage's artifact from its upstream ones."""
 
-    def __init__(self, config: RunConfig, storage: Location) -> None:
-        """Prepare to make the artifacts of `config` in `storage`."""
-        self.config, self.storage = config, storage
-        self.upstream, self.settings = upstream(config), settings(config)
+    def __init__(self, this: Run) -> None:
+        """Prepare to make the artifacts of a run."""
+        self.this, self.config, self.storage = this, this.config, this.storage
+        self.upstream, self.settings = (
+            upstream(this.config),
+            settings(this.config, this.source.fingerprint),
+        )
         self.made: dict[str, Artifact] = {}
 
     def all(self) -> dict[str, Artifact]:
@@ -89,44 +133,32 @@ class Stages:
             getattr(self, stage)()
         return self.made
 
-    def unfinished(self) -> dict[str, Location]:
-        """Return the stages that are still to be made, and their places."""
-        content = self.settings["tokens"]["content"]  # as it was when the run began
-        marks = fingerprints(self.config, lambda _: content)
-        places = {stage: place_of(self.storage, stage, mark) for stage, mark in marks.items()}
-        return {stage: p for stage, p in places.items() if not (p / MANIFEST).exists()}
-
-    def _make(self, stage: str, build: Callable[[Location, str], dict[str, Any]]) -> Artifact:
-        inputs = [self.made[name] for name in self.upstream[stage]]
+    def _make(self, stage: str, build: Callable[[Location], dict[str, Any]]) -> Artifact:
+        inputs, own = [self.made[name] for name in self.upstream[stage]], self.settings[stage]
+        identities = [artifact.identity for artifact in inputs]
+        mark = fingerprint(stage, VERSIONS[stage], own, identities)
         lock = partial(locked, run=self.config.name)
-        artifact = make(self.storage, stage, self.settings[stage], inputs, build, lock)
+        location = location_of(self.storage, stage, mark)
+        artifact = make(location, own, inputs, build, lock)
         took = duration(artifact.manifest["seconds"])
         state = "finished" if artifact.resumed else "made"
         state = "found" if artifact.reused else f"{state} in {took}"
-        logger.info("%-10s %s: %s", stage, state, artifact.location.name)
+        logger.info("%-10s %s: %s", stage, state, location.name)
         self.made[stage] = artifact
         return artifact
 
     def _train(self, program: Program, check: Callable[[], None]) -> None:
         """Train unless it is done; check its shards here, since a worker's error is tried again."""
 
-        def build(place: Location, mark: str) -> dict[str, Any]:
+        def build(location: Location) -> dict[str, Any]:
             check()
-            return fit(program, self.config.runtime, place)
+            return fit(program, self.config.runtime, location)
 
         self._make(program.stage, build)
 
     def tokens(self) -> None:
         """Token shards from the source."""
-        config = self.config
-
-        def build(place: Location, mark: str) -> dict[str, Any]:
-            write_tokens(config, place)
-            split = {name: open_shards(place / name, "tokens") for name in sources.SPLITS}
-            counts = {name: manifest["sequences"] for name, manifest in split.items()}
-            return {"sequences": counts, "vocabulary": split["train"]["vocabulary"]}
-
-        self._make("tokens", build)
+        self._make("tokens", partial(write_tokens, self.this.source))
 
     @property
     def vocabulary(self) -> int:
@@ -156,10 +188,10 @@ class Stages:
         config, teacher = self.config, self.made["teacher"]
         tokens = self.made["tokens"].location
 
-        def build(place: Location, mark: str) -> dict[str, Any]:
+        def build(location: Location) -> dict[str, Any]:
             encoder = teacher.location, teacher.fingerprint
             try:
-                return write_labels(config, tokens, *encoder, self.vocabulary, place)
+                return write_labels(config, tokens, *encoder, self.vocabulary, location)
             except RayError as error:
                 if is_damage(error):
                     for split in sources.SPLITS:
@@ -219,28 +251,28 @@ class Stages:
     def _unroll(self, stage: Literal["finetune", "bptt"], start: Location | None = None) -> None:
         tokens = self.made["tokens"].location
         program = BpttProgram(self.config, tokens, self.vocabulary, stage, start)
-        self._train(program, lambda: self._check_tokens(f"{stage}.train"))
+        self._train(program, lambda: self._check_tokens(stage))
 
     def export(self) -> None:
         """The standalone RNN."""
         trained = self.made[self.upstream["export"][0]].location
 
-        def build(place: Location, mark: str) -> dict[str, Any]:
+        def build(location: Location) -> dict[str, Any]:
             rnn = RNN(self.config.rnn_model, self.vocabulary)
             rnn.load_state_dict(load_weights(trained, "rnn."))
-            save_rnn(rnn, place, load_tokenizer(self.made["tokens"].location))
+            save_rnn(rnn, location, load_tokenizer(self.made["tokens"].location))
             return {}
 
         self._make("export", build)
 
     def evaluate(self) -> None:
         """Scores, curves and a sample."""
-        places = {stage: artifact.location for stage, artifact in self.made.items()}
+        made = {stage: artifact.location for stage, artifact in self.made.items()}
 
-        def build(place: Location, mark: str) -> dict[str, Any]:
+        def build(location: Location) -> dict[str, Any]:
             self._check_tokens()
-            result = evaluate(self.config, places)
-            (place / "scores.json").write_json(result)
+            result = evaluate(self.config, made)
+            (location / "scores.json").write_json(result)
             return {name: result[name] for name in ("unit", "scores", "drift")}
 
         self._make("evaluate", build)

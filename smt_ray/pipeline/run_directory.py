@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import yaml
 
+from smt_ray.cluster.resources import here, resolved
 from smt_ray.config import RunConfig, anonymous, leaves, masked, on_texts
 from smt_ray.data.storage import Location
 from smt_ray.data.weights import load_weights
@@ -129,8 +130,7 @@ def trained_tokens(config: RunConfig) -> dict[str, int]:
     """Return the tokens that each stage is trained on, repeated ones counted again."""
     length = config.data.sequence_length
     return {
-        stage.partition(".")[0]: train.steps * train.global_batch * length
-        for stage, train in config.stages().items()
+        stage: train.steps * train.global_batch * length for stage, train in config.stages().items()
     }
 
 
@@ -146,19 +146,18 @@ def _model_figures(scores: dict[str, Any]) -> dict[str, float]:
 
 
 def environment(config: RunConfig) -> dict[str, Any]:
-    """Return versions, device and workers, by name."""
-    device = (
-        torch.cuda.get_device_name()
-        if config.runtime.gpu and torch.cuda.is_available()
-        else (f"CPU, {config.runtime.threads} thread(s) a worker")
-    )
+    """Return versions, and the devices and processes that a run takes here, by name."""
+    runtime = (config if config.runtime.resolved else resolved(config, here())).runtime
+    device = f"CPU, {runtime.threads} thread(s) a worker"
+    if runtime.gpu:
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "GPU"
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "ray": version("ray"),
         "deepspeed": version("deepspeed"),
         "device": device,
-        "workers": config.runtime.workers,
-        "zero_stage": config.runtime.zero_stage,
-        "encoder gangs": f"{config.runtime.gangs} of {config.runtime.gang_ranks} ranks",
+        "workers": runtime.workers,
+        "zero_stage": runtime.zero_stage,
+        "encoder gangs": f"{runtime.gangs} of {runtime.gang_ranks} ranks",
     }

@@ -1,17 +1,35 @@
 """The stages of a run: their order, what each is made from, and what decides its result."""
 
-from collections.abc import Callable
-from dataclasses import asdict
+import hashlib
+import inspect
+import sys
+from dataclasses import replace
 from typing import Any
 
-from smt_ray.config import DataConfig, RunConfig, anonymous, on_texts
-from smt_ray.data import sources
-from smt_ray.pipeline.artifacts import fingerprint
+from smt_ray.config import ModelConfig, RunConfig, changed
+from smt_ray.data.storage import Location
+from smt_ray.model.cells import CELLS, cell_class
+from smt_ray.pipeline.artifacts import MANIFEST, fingerprint, location_of, read_manifest
+
+VERSIONS = {
+    "tokens": 1,
+    "teacher": 1,
+    "labels": 1,
+    "transition": 1,
+    "dmt": 1,
+    "finetune": 1,
+    "bptt": 1,
+    "export": 1,
+    "evaluate": 1,
+}
+"""What each stage means: raised when the same settings come to another result, or a default that a
+fingerprint leaves out is changed."""
 
 
 def upstream(config: RunConfig) -> dict[str, tuple[str, ...]]:
     """Return the stages of a run in order, and what each is made from."""
-    finetune, bptt = config.finetune.enabled, config.bptt.enabled
+    trained = config.stages()
+    finetune, bptt = "finetune" in trained, "bptt" in trained
     stages: dict[str, tuple[str, ...]] = {
         "tokens": (),
         "teacher": ("tokens",),
@@ -28,45 +46,84 @@ def upstream(config: RunConfig) -> dict[str, tuple[str, ...]]:
     return stages
 
 
-def settings(
-    config: RunConfig, identity: Callable[[DataConfig], str] = sources.identity
-) -> dict[str, dict[str, Any]]:
+def settings(config: RunConfig, source: str) -> dict[str, dict[str, Any]]:
     """Return the scientific settings that each stage adds to those of what it is made from.
 
-    `identity` looks at every file of the source; who plans many runs at once need not look anew for
-    each.
+    Fields at their default are left out, so that one that is added later changes no fingerprint.
+
+    Args:
+        config: the run.
+        source: the fingerprint of its source.
     """
-    return {
-        "tokens": on_texts(anonymous, _source(config.data)) | {"content": identity(config.data)},
-        "teacher": {name: asdict(getattr(config, name)) for name in ("model", "loss", "teacher")},
-        "labels": asdict(config.labels),
-        "transition": asdict(config.transition) | _rnn(config),
-        "dmt": asdict(config.dmt),
-        "finetune": asdict(config.finetune),
-        "bptt": {"model": asdict(config.rnn_model), "bptt": asdict(config.bptt)},
+    train = {stage: {"train": changed(found)} for stage, found in config.stages().items()}
+    unroll = {"unroll": changed(config.unroll)}
+    loss = replace(config.loss, group=config.group)
+    own = {name: changed(getattr(config, name)) for name in ("teacher", "transition", "dmt")}
+    cell = {"warm_start": config.warm_start, **_cell(config.rnn_model)}
+    found: dict[str, dict[str, Any]] = {
+        "tokens": {"source": source},
+        "teacher": {
+            "model": changed(config.model),
+            "loss": changed(loss),
+            "dense": config.dense,
+            **_rest(own["teacher"]),
+            **_cell(config.model),
+        },
+        "labels": changed(config.labels),
+        "transition": _rest(own["transition"], "warm_start", "cell", "cell_depth") | cell,
+        "dmt": _rest(own["dmt"]) | {"readout": config.experimental.readout},
+        "finetune": unroll,
+        "bptt": {"model": changed(config.rnn_model), **_cell(config.rnn_model), **unroll},
         "export": {},
-        "evaluate": asdict(config.evaluation),
+        "evaluate": changed(config.evaluation) | {"seed": config.seed},
     }
+    return {stage: found[stage] | train.get(stage, {}) for stage in upstream(config)}
 
 
-def _source(config: DataConfig) -> dict[str, Any]:
-    """Return a source's settings; its tokenizer counts by content, wherever it lies."""
-    return {name: value for name, value in asdict(config).items() if name != "tokenizer"}
+def _rest(fields: dict[str, Any], *also: str) -> dict[str, Any]:
+    """Return the fields of a stage that its optimisation does not hold already."""
+    known = {"steps", "global_batch", "learning_rate", *also}
+    return {name: value for name, value in fields.items() if name not in known}
 
 
-def _rnn(config: RunConfig) -> dict[str, Any]:
-    """Return what a run's transition settings come to, whether they name the cell or leave it."""
-    model = config.rnn_model
-    cell = {name: getattr(model, name) for name in ("cell", "cell_depth", "write_gate")}
-    return cell | {"warm_start": config.warm_start}
+def _cell(model: ModelConfig) -> dict[str, Any]:
+    """Return what decides a cell: its kind and depth, and the source text of one of your own."""
+    cell: dict[str, Any] = {"cell": model.cell, "cell_depth": model.cell_depth}
+    if model.cell not in CELLS:
+        text = inspect.getsource(sys.modules[cell_class(model.cell).__module__])
+        cell["source"] = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return cell
 
 
-def fingerprints(
-    config: RunConfig, identity: Callable[[DataConfig], str] = sources.identity
-) -> dict[str, str]:
-    """Return the fingerprint of every stage's artifact, which need not be there yet."""
-    marks: dict[str, str] = {}
-    own = settings(config, identity)
+def fingerprints(config: RunConfig, source: str, tokens: str = "") -> dict[str, str]:
+    """Return the fingerprint of every stage's artifact, which need not be there yet.
+
+    Args:
+        config: the run.
+        source: the fingerprint of its source.
+        tokens: the digest of its token shards, by which all later stages know them. Without it, its
+            place is taken by what is known of the source: so two runs agree where they will.
+    """
+    own, known = settings(config, source), dict[str, str]()
+    found: dict[str, str] = {}
     for stage, names in upstream(config).items():
-        marks[stage] = fingerprint(stage, own[stage], [marks[name] for name in names])
-    return marks
+        inputs = [known[name] for name in names]
+        found[stage] = fingerprint(stage, VERSIONS[stage], own[stage], inputs)
+        known[stage] = tokens or found[stage] if stage == "tokens" else found[stage]
+    return found
+
+
+def locations(config: RunConfig, source: str, storage: Location) -> dict[str, Location]:
+    """Return where the artifacts of a run lie; those of stages after `tokens` once that is made.
+
+    Args:
+        config: the run.
+        source: the fingerprint of its source.
+        storage: the root of all runs.
+    """
+    own = fingerprints(config, source)["tokens"]
+    tokens = location_of(storage, "tokens", own)
+    if not (tokens / MANIFEST).exists():
+        return {"tokens": tokens}
+    found = fingerprints(config, source, read_manifest(tokens)["figures"]["digest"])
+    return {stage: location_of(storage, stage, mark) for stage, mark in found.items()}

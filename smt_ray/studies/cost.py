@@ -182,12 +182,10 @@ def _trained(scenario: Scenario, name: str, train: TrainConfig, stage: Stage) ->
         / efficiency
         + checkpoints * stage.checkpoint_s * max(1.0, parameters / stage.parameters)
     )
-    kept = {
-        stage: settings.visits
-        for stage, settings in (("dmt", run.dmt), ("finetune", run.finetune), ("bptt", run.bptt))
-        if settings.mode == "parallel"
-    }
-    visits = kept.get(name, 1.0)
+    visits = 1.0
+    if name in {"dmt", "finetune", "bptt"}:
+        how = run.dmt if name == "dmt" else run.unroll
+        visits = how.visits if how.mode == "parallel" else 1.0
     read = (TOKEN_BYTES + (_label_bytes_of_one(run) if on_labels else 0)) * tokens / visits
     return _row(
         scenario,
@@ -225,14 +223,14 @@ def _labels(scenario: Scenario, stage: Stage) -> dict[str, Any]:
     batches = math.ceil(labelled / (runtime.gang_batch * length))
     flops = runtime.gang_batch * sequence_flops(run, scenario.vocabulary)["labels"]
     parameters = networks(run, scenario.vocabulary).parameters["labels"]
-    step_s = stage.line.seconds(flops / runtime.gang_ranks)
+    step_s = stage.line.seconds(flops / runtime.rank_count)
     seconds = batches * step_s / gangs / _efficiency(scenario, stage, gangs)
     size = label_bytes(run, int(scenario.tokens))
-    weight = 2 if run.teacher.precision == "bfloat16" else 4
+    weight = 2 if run.optimizer.precision == "bfloat16" else 4
     return _row(
         scenario,
         "labels",
-        gangs * runtime.gang_ranks,
+        gangs * runtime.rank_count,
         scenario.rank_price,
         seconds,
         steps=batches,
@@ -240,7 +238,7 @@ def _labels(scenario: Scenario, stage: Stage) -> dict[str, Any]:
         startup_s=stage.startup_s,
         label_bytes=size,
         storage_bytes=2 * TOKEN_BYTES * labelled + size,
-        collective_bytes=batches * (runtime.gang_ranks - 1) * parameters * weight,
+        collective_bytes=batches * (runtime.rank_count - 1) * parameters * weight,
     )
 
 

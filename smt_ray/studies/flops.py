@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from smt_ray.config import BpttConfig, DmtConfig, RunConfig
+from smt_ray.config import DmtConfig, RunConfig
 from smt_ray.model.cells import build_cell
 from smt_ray.model.decoder import Decoder
 from smt_ray.model.encoder import build_encoder
@@ -55,7 +55,7 @@ def networks(config: RunConfig, vocabulary: int) -> NetworkSizes:
         tokens = torch.zeros(1, length, dtype=torch.long)
         memory = torch.zeros(1, model.memory_tokens, model.width)
         following = tokens[:, : config.loss.horizon - 1]
-        asked = None if config.loss.dense else tokens[:, :1].expand(1, 2 * config.loss.timesteps)
+        asked = None if config.dense else tokens[:, :1].expand(1, 2 * config.loss.timesteps)
     sizes = {
         name: sum(p.numel() for p in module.parameters())
         for name, module in {"encoder": encoder, "decoder": decoder, "cell": cell}.items()
@@ -100,8 +100,8 @@ def sequence_flops(config: RunConfig, vocabulary: int) -> dict[str, float]:
         # The teacher's readout is trained beside the RNN's.
         "dmt": whole * 2 * readout + _dmt_steps(config.dmt, length) * count.cell,
     }
-    unrolled: dict[str, BpttConfig] = {"finetune": config.finetune, "bptt": config.bptt}
-    return flops | {name: whole * rolled for name, stage in unrolled.items() if stage.enabled}
+    unrolled = {"finetune", "bptt"} & config.stages().keys()
+    return flops | dict.fromkeys(unrolled, whole * rolled)
 
 
 def validation_flops(config: RunConfig, vocabulary: int) -> dict[str, float]:
@@ -132,10 +132,10 @@ def _teacher(config: RunConfig, count: NetworkSizes) -> float:
     """Return the forward FLOPs of Eq. 5 on one sequence."""
     loss, length = config.loss, config.data.sequence_length
     pairs = length if loss.dense_dynamics else loss.timesteps
-    dense = length * count.readout if loss.dense else 0
+    dense = length * count.readout if config.dense else 0
     covariance = 0.0
     if loss.whiten_dynamics == "directions":
-        memories = length if loss.dense else loss.timesteps
+        memories = length if config.dense else loss.timesteps
         covariance = 2.0 * memories * config.model.memory_tokens * config.model.width**2
     decoded = loss.timesteps * count.decoder + dense
     return count.taught + decoded + pairs * count.teacher_cell + covariance

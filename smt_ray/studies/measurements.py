@@ -101,14 +101,13 @@ def measurements(
         ValueError: naming the field, where workers cannot share a global batch.
     """
     found = []
-    for key, train in config.stages().items():
-        stage = key.partition(".")[0]
+    for stage, train in config.stages().items():
         if stage == "finetune":  # the same work as `bptt`
             continue
         for count in workers:
             scalings = {"base": 1} if count == min(workers) else {"weak": count, "strong": 1}
             for scaling, factor in scalings.items():
-                short = _short(config, key, train, steps, count, factor)
+                short = _short(config, stage, train, steps, count, factor)
                 found.append(Measurement(stage=stage, scaling=scaling, count=count, config=short))
     for count in gangs:
         scaling = "base" if count == min(gangs) else "weak"
@@ -119,26 +118,21 @@ def measurements(
 
 
 def _short(
-    config: RunConfig, key: str, train: TrainConfig, steps: int, workers: int, factor: int
+    config: RunConfig, stage: str, train: TrainConfig, steps: int, workers: int, factor: int
 ) -> RunConfig:
-    """Return a run whose stage `key` takes a few steps on a `factor` times larger batch."""
-    stage = {
-        "steps": steps,
-        "global_batch": train.global_batch * factor,
-        "validate_every": steps,
-        "validation_batches": 1,
-    }
-    every = max(1, steps // INTERVALS)
-    runtime = {"workers": workers, "checkpoint_every": steps, "log_every": every}
+    """Return a run whose `stage` takes a few steps on a `factor` times larger batch."""
+    batch, every = train.global_batch * factor, max(1, steps // INTERVALS)
     # The other stages are not run, but their batches must be right for so many workers.
-    others = {
+    batches = {
         f"{name}.global_batch": other.global_batch * factor
         for name, other in config.stages().items()
-        if name != key
     }
     return config.update(
-        nested({f"{key}.{name}": value for name, value in stage.items()} | others)
-        | {"runtime": runtime}
+        nested({f"{stage}.steps": steps, **batches})
+        | {
+            "optimizer": {"validate_every": steps, "validation_sequences": batch},
+            "runtime": {"workers": workers, "checkpoint_every": steps, "log_every": every},
+        }
     )
 
 

@@ -48,10 +48,8 @@ class SweepOptions(Options):
     """Trials at once, at most; 0: as many as the cluster has CPUs and GPUs for."""
     early_stop: bool = True
     """Stop a trial whose teacher is behind (ASHA): at a quarter, a half and the end of its training
-    it must be in the better half by `validation/dense` (without loss.dense, `validation/dec`), the
-    cross-entropy of the next target. In a grid the default is not to."""
-    seed: int = 0
-    """Seed of the draws."""
+    it must be in the better half by the cross-entropy of the next target, `validation/dense` (of
+    the bidirectional encoder `validation/dec`). In a grid the default is not to."""
     resume: bool = False
     """Go on with the sweep of this --name and --storage; other flags need not be given again.
     Finished and stopped trials are kept, failed ones are run again."""

@@ -14,7 +14,9 @@ TRIES, TRY_S = 5, 0.2
 
 def matmul_rate(runtime: RuntimeConfig, precision: Precision) -> float:
     """Return the FLOP/s of one worker or gang rank in a large matrix product, the best of a few."""
-    task = ray.remote(_matmul_rate).options(num_cpus=1, num_gpus=1 if runtime.gpu else 0)
+    task = ray.remote(_matmul_rate).options(
+        num_cpus=runtime.threads, num_gpus=1 if runtime.gpu else 0
+    )
     return ray.get(task.remote(runtime, precision))
 
 

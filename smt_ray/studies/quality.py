@@ -103,8 +103,7 @@ def training_flops(config: RunConfig, vocabulary: int, labels: int) -> dict[str,
     """Return the FLOPs of each stage of a run that made so many labels."""
     each = sequence_flops(config, vocabulary)
     sequences = {
-        key.partition(".")[0]: train.steps * train.global_batch
-        for key, train in config.stages().items()
+        stage: train.steps * train.global_batch for stage, train in config.stages().items()
     }
     sequences["labels"] = labels // config.data.sequence_length
     return {stage: count * each[stage] for stage, count in sequences.items()}

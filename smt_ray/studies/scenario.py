@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from smt_ray.cluster.resources import here, resolved
 from smt_ray.config import RunConfig
 from smt_ray.config.presets import PRESETS
+from smt_ray.config.presets import preset as named
 from smt_ray.data import sources
 from smt_ray.data.fields import read_fields
 from smt_ray.studies.measurements import ORDER
@@ -76,8 +78,8 @@ def _plan(values: dict[str, Any], run: RunConfig) -> Plan:
     if preset is not None:
         if preset not in PRESETS:
             raise ValueError(f"preset={preset!r}: must be one of {', '.join(PRESETS)}")
-        run = PRESETS[preset]().update({"data": {"source": run.data.source}})
-    run = run.update(_mapping(values, "config"))
+        run = named(preset).update({"data": {"source": run.data.source}})
+    run = resolved(run.update(_mapping(values, "config")), here())
     prices = {name: _number(f"prices.{name}", p) for name, p in _mapping(values, "prices").items()}
     worker = _price(prices, "worker", values.get("worker"))
     passes = {name: _number(f"passes.{name}", n) for name, n in _mapping(values, "passes").items()}

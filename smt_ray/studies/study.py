@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from smt_ray.cluster.refusals import explained
 from smt_ray.cluster.session import check_storage
 from smt_ray.config import RunConfig, masked
-from smt_ray.data import sources
+from smt_ray.data.source_plan import plan_source
 from smt_ray.data.storage import Location
 from smt_ray.pipeline.locks import locked
 from smt_ray.pipeline.run_directory import environment
@@ -57,7 +57,7 @@ def scaling_study(design: Design) -> Result:
     directory = storage / run.name
     if any((directory / name).exists() for name in ("config.yaml", RECORD)):
         raise ValueError(f"name={run.name}: is that of a run or a sweep; choose another --name")
-    sources.check(run.data)
+    plan_source(run.data)  # what is wrong with it is said before any work
     check_storage(storage, 0)
     with explained(storage), locked(directory, run.name):
         return _made(design, directory.make_dir())

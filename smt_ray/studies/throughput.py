@@ -6,19 +6,20 @@ pipeline, each in a place of its own.
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import cached_property
 from typing import Any
 
 import ray
 
+from smt_ray.cluster.resources import resolved, there
 from smt_ray.cluster.session import connect, preflight
 from smt_ray.config import Precision, RunConfig
 from smt_ray.data.shards import DTYPES
 from smt_ray.data.storage import Location
 from smt_ray.data.weights import write_weights
 from smt_ray.labels.factory import SHARD_BYTES, write_labels
-from smt_ray.pipeline.run import Stages
+from smt_ray.pipeline.run import Run, Stages
 from smt_ray.studies.flops import networks, sequence_flops, validation_flops
 from smt_ray.studies.measurements import Measurement, Point, training_times
 from smt_ray.studies.peak import matmul_rate
@@ -75,18 +76,24 @@ class Throughput:
             yield Point(**row | {"scaling": plan.scaling})
 
     @cached_property
+    def resources(self) -> dict[str, float]:
+        """The session: CPUs and GPUs of the cluster that is joined or started."""
+        runtime = {
+            "workers": max(plan.config.runtime.worker_count for plan in self.planned),
+            "gangs": max(plan.config.runtime.gangs for plan in self.planned),
+        }
+        widest = max(self.planned, key=lambda plan: plan.config.runtime.worker_count).config
+        preflight(connect(widest.update({"runtime": runtime})))
+        return there()
+
+    def _resolved(self, config: RunConfig) -> RunConfig:
+        """Return a run with numbers for this cluster in place of `auto`."""
+        return resolved(config, self.resources)
+
+    @cached_property
     def stages(self) -> Stages:
-        """The session, and the token shards, which real runs share."""
-        runtime = replace(
-            self.config.runtime,
-            workers=max(plan.config.runtime.workers for plan in self.planned),
-            gangs=max(plan.config.runtime.gangs for plan in self.planned),
-        )
-        widest = max(self.planned, key=lambda plan: plan.config.runtime.workers).config
-        widest = replace(widest, runtime=runtime)
-        connect(runtime)
-        preflight(widest)
-        stages = Stages(self.config, Location.of(self.config.storage))
+        """The token shards, which real runs share."""
+        stages = Stages(Run.of(self._resolved(self.config)))
         stages.tokens()
         counts = stages.made["tokens"].figures["sequences"]
         for plan in self.planned:
@@ -133,8 +140,8 @@ class Throughput:
     def _write_labels(self, config: RunConfig, fraction: float, place: Location) -> dict[str, Any]:
         counts = self.stages.made["tokens"].figures["sequences"]
         fraction = max(fraction, 9 / min(counts.values()))  # a hash chooses: one at least
-        one = {"train": {"global_batch": 1}}  # no training is to come that could ask for more
-        few = config.update(
+        one = {"global_batch": 1}  # no training is to come that could ask for more
+        few = self._resolved(config).update(
             {
                 "labels": {"fraction": min(1.0, fraction)},
                 "transition": one,
@@ -157,7 +164,7 @@ class Throughput:
 
     def _training(self, plan: Measurement) -> Point:
         """Measure a trained stage."""
-        config, count = plan.config, plan.count
+        config, count = self._resolved(plan.config), plan.count
         program = self._program(plan.stage, config)
         train, length = program.train, config.data.sequence_length
         place = self.scratch / plan.name
@@ -189,7 +196,7 @@ class Throughput:
 
     def _labels(self, plan: Measurement) -> Point:
         """Measure the label pipeline."""
-        config, count = plan.config, plan.count
+        config, count = self._resolved(plan.config), plan.count
         model, runtime = config.model, config.runtime
         row_bytes = model.memory_tokens * model.width * DTYPES[config.labels.dtype].itemsize
         block = SHARD_BYTES // (row_bytes * config.data.sequence_length * runtime.gang_batch)
@@ -201,7 +208,7 @@ class Throughput:
         figures = self._write_labels(config, rows / train, place)
         place.delete_dir()
         rate = figures["labels_per_s"]
-        ranks, length = runtime.gang_ranks, config.data.sequence_length
+        ranks, length = runtime.rank_count, config.data.sequence_length
         flops = sequence_flops(config, self.vocabulary)["labels"]
         return Point(
             stage="labels",
@@ -212,7 +219,7 @@ class Throughput:
             per_s=rate,
             step_s=runtime.gang_batch * length * count / rate,
             step_flops=runtime.gang_batch / ranks * flops,
-            peak_flops_per_s=self._peak(config.teacher.precision),
+            peak_flops_per_s=self._peak(config.optimizer.precision),
             tokens=int(figures["labels"]),
             seconds=figures["labels"] / rate,
             startup_s=max(0.0, figures["seconds"] - figures["labels"] / rate),
@@ -221,7 +228,7 @@ class Throughput:
 
     def _peak(self, precision: Precision) -> float:
         """Return the FLOP/s of a large matrix product in one process."""
-        runtime = self.config.runtime
+        runtime = self._resolved(self.config).runtime
         settings = {"gpu": runtime.gpu, "threads": runtime.threads, "precision": precision}
         row = kept(
             self.directory / "points",
@@ -233,8 +240,7 @@ class Throughput:
 
 
 def _batch(plan: Measurement) -> int:
-    key = plan.stage if plan.stage == "teacher" else f"{plan.stage}.train"
-    return plan.config.stages()[key].global_batch if plan.stage != "labels" else 0
+    return plan.config.stages()[plan.stage].global_batch if plan.stage != "labels" else 0
 
 
 def _write_fresh(program: Program, place: Location) -> None:

@@ -36,14 +36,14 @@ def follow(settings: dict[str, Any]) -> None:
     """Run the trial, report what is said and measured, and write how it ended."""
     trial: Trial = settings["trial"]
     records: Records = settings["records"]
-    teacher = Location.of(trial.config.storage) / "artifacts" / trial.entry.stages["teacher"]
     items: Any = _run.options(scheduling_strategy="DEFAULT").remote(
         trial.config, settings["overwrite"]
     )
     seen = -1
     while True:
         ready, _ = ray.wait([items], timeout=POLL_S)
-        for step, bits in validations(teacher):
+        teacher = trial.locations().get("teacher")
+        for step, bits in validations(teacher) if teacher else ():
             if step > seen:
                 seen = step
                 tune.report({STEP: step, BITS: bits})
@@ -53,13 +53,13 @@ def follow(settings: dict[str, Any]) -> None:
             item: str | dict[str, Any] | None = ray.get(next(items))
         except ray.exceptions.RayError as error:
             said = _first_line(error)
-            records.write(replace(trial.entry, status="failed", error=said))
+            records.write(replace(trial.named(), status="failed", error=said))
             tune.report({"error": said})
             return
         if item is None:  # its record stays that of a trial that runs: it is gone on with
             return
         if isinstance(item, dict):
-            records.write(replace(trial.entry, status="finished", figures=item))
+            records.write(replace(trial.named(), status="finished", figures=item))
             tune.report({"figures": item})
             return
         tune.report({"line": item})

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from smt_ray.config import RunConfig
-from smt_ray.data import sources
+from smt_ray.data.source_plan import plan_source
 from smt_ray.data.storage import Location
-from smt_ray.pipeline.stages import fingerprints
+from smt_ray.pipeline.stages import fingerprints, locations
 from smt_ray.report.ranking import Entry
 from smt_ray.studies.space import Fields, written
 
@@ -23,11 +23,22 @@ class Trial:
 
     entry: Entry
     config: RunConfig
+    source: str
+    """The fingerprint of its source."""
 
     @property
     def id(self) -> str:
         """Its number in the sweep, as text."""
         return self.entry.id
+
+    def locations(self) -> dict[str, Location]:
+        """Return where its artifacts lie, as far as that is known."""
+        return locations(self.config, self.source, Location.of(self.config.storage))
+
+    def named(self) -> Entry:
+        """Return its entry, with the names that its artifacts have once its tokens are made."""
+        names = {stage: location.name for stage, location in self.locations().items()}
+        return replace(self.entry, stages={**self.entry.stages, **names})
 
 
 class Planner:
@@ -36,8 +47,7 @@ class Planner:
     def __init__(self, name: str, configure: Configure) -> None:
         """Make the trials of the sweep `name`."""
         self.name, self.configure = name, configure
-        self._identity = functools.cache(sources.identity)
-        self._check = functools.cache(sources.check)
+        self._plan = functools.cache(plan_source)
 
     def trial(self, number: int, fields: Fields) -> Trial:
         """Return a trial with its own run name.
@@ -45,12 +55,14 @@ class Planner:
         Raises:
             ValueError: if its settings do not fit each other, or its source is not there.
         """
-        mark = f"{number:03d}"
-        config = replace(self.configure(fields), name=f"{self.name}-{mark}")
-        self._check(config.data)
-        marks = fingerprints(config, self._identity)
-        stages = {stage: f"{stage}-{own}" for stage, own in marks.items()}
-        return Trial(Entry(id=mark, fields=fields, stages=stages), config)
+        own = f"{number:03d}"
+        config = replace(self.configure(fields), name=f"{self.name}-{own}")
+        source = self._plan(config.data).fingerprint
+        stages = {
+            stage: f"{stage}-{found}" for stage, found in fingerprints(config, source).items()
+        }
+        trial = Trial(Entry(id=own, fields=fields, stages=stages), config, source)
+        return replace(trial, entry=trial.named())
 
     def trials(self, points: Iterable[Fields]) -> list[Trial]:
         """Return a trial for each point.
@@ -97,9 +109,9 @@ class Records:
         self.directory.make_dir()
         (self.directory / f"{entry.id}.json").write_json(entry.to_dict())
 
-    def read(self, mark: str) -> Entry:
+    def read(self, number: str) -> Entry:
         """Return a trial's record."""
-        return _entry(self.directory / f"{mark}.json")
+        return _entry(self.directory / f"{number}.json")
 
     def all(self) -> list[Entry]:
         """Return the records of all trials that have begun, by number."""

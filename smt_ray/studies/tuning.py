@@ -20,7 +20,8 @@ from smt_ray.cluster.interruption import Stopped
 from smt_ray.cluster.local import usable_cpus
 from smt_ray.cluster.monitor import stop_trainings
 from smt_ray.cluster.refusals import explained
-from smt_ray.cluster.session import check_storage, connect, cpus_needed, gpus_needed, preflight
+from smt_ray.cluster.resources import cpus_needed, gpus_needed, here, resolved
+from smt_ray.cluster.session import check_storage, connect, preflight
 from smt_ray.config import RuntimeConfig, anonymous, leaves, masked, on_texts
 from smt_ray.data.storage import Location
 from smt_ray.pipeline.artifacts import MANIFEST
@@ -77,7 +78,7 @@ class Sweep:
         if options.search == "grid":
             return planner.trials(grid(self.space))
         if options.search == "random":
-            return planner.trials(draws(self.space, options.trials, options.seed))
+            return planner.trials(draws(self.space, options.trials, options.run.seed))
         self.sweeper.configure({})
         begun = [] if options.overwrite else self.records.all()
         open_ = [entry for entry in begun if entry.status in {"running", "failed"}]
@@ -114,7 +115,7 @@ class Sweep:
         options = self.options
         known = on_texts(anonymous, leaves(options.run))
         fields = {k: v for k, v in known.items() if not k.startswith(RUNTIME)}
-        own = {name: getattr(options, name) for name in ("search", "early_stop", "seed")}
+        own = {name: getattr(options, name) for name in ("search", "early_stop")}
         return {"space": [str(p) for p in self.space], "metric": self.metric, **own, **fields}
 
     def plan(self) -> str:
@@ -158,12 +159,13 @@ class Sweep:
 
     def _tune(self, left: list[Trial], scratch: str) -> None:
         """Run the trials that are left; Tune keeps its own state in the directory `scratch`."""
-        runtime = self.run_config.runtime
-        at_once = self._at_once(runtime)
+        at_once = self._at_once()
         suggestions = None
         if self.options.search == "optuna":
             known, options = self.records.all(), self.options
-            suggestions = Suggestions(self.space, self.metric, options.seed, self.planner, known)
+            suggestions = Suggestions(
+                self.space, self.metric, options.run.seed, self.planner, known
+            )
         search = Search(
             in_turn(left),
             suggestions,
@@ -206,17 +208,18 @@ class Sweep:
                 stop_trainings([f"{name}-{entry.id}" for entry in self.records.all()], SAVE_S)
                 raise
 
-    def _at_once(self, runtime: RuntimeConfig) -> int:
+    def _at_once(self) -> int:
         """Join or start Ray; return how many trials run at once.
 
         Raises:
             ValueError: if the cluster has no room for one.
         """
         asked = self.options.concurrent
-        busy = max(runtime.workers, runtime.gangs * runtime.gang_ranks) * runtime.threads
-        connect(runtime, asked or max(1, usable_cpus() // busy))
-        preflight(self.run_config)
-        room = slots(ray.cluster_resources(), runtime)
+        runtime = resolved(self.run_config, here()).runtime
+        busy = runtime.processes * runtime.threads
+        run = connect(self.run_config, asked or max(1, usable_cpus() // busy))
+        preflight(run)
+        room = slots(ray.cluster_resources(), run.runtime)
         if asked > room:
             logger.info("concurrent=%d: the cluster has room for %d trials at once", asked, room)
         return min(asked or room, room)

@@ -10,12 +10,19 @@ from torch import Tensor
 from smt_ray.config import TaskConfig
 from smt_ray.tasks.task import MARKER, Sequences, Task, draw_distinct, no_targets, require_length
 
+DEPTH = 10
+"""Symbols that the stack holds, at most."""
+MODULUS = 13
+"""V of `modular`: a prime, so that two pairs determine w and b."""
+COEFFICIENTS = 4
+"""d of `modular`: w and b are drawn from 0..d-1."""
+
 
 class Stack(Task):
     """Push a random symbol, or pop with the marker; a pop's target is the symbol it takes off.
 
     Pushes and pops are equally likely where both are possible: the stack is empty at first and
-    holds at most `depth` symbols.
+    holds at most `DEPTH` symbols.
     """
 
     def vocabulary(self, config: TaskConfig) -> int:
@@ -33,10 +40,10 @@ class Stack(Task):
         inputs = torch.randint(1, 1 + config.symbols, (rows, length), generator=random)
         wish = torch.rand(rows, length, generator=random) < 0.5
         targets = no_targets(inputs)
-        stack = torch.zeros(rows, config.depth, dtype=torch.int64)
+        stack = torch.zeros(rows, DEPTH, dtype=torch.int64)
         held, row = torch.zeros(rows, dtype=torch.int64), torch.arange(rows)
         for t in range(length):
-            pop = (wish[:, t] & (held > 0)) | (held == config.depth)
+            pop = (wish[:, t] & (held > 0)) | (held == DEPTH)
             top = stack[row, (held - 1).clamp(min=0)]
             targets[pop, t] = top[pop]
             stack[row[~pop], held[~pop]] = inputs[~pop, t]
@@ -54,7 +61,7 @@ class Modular(Task):
 
     def vocabulary(self, config: TaskConfig) -> int:
         """Return V."""
-        return config.modulus
+        return MODULUS
 
     def check(self, config: TaskConfig, length: int) -> None:
         """Require a third pair."""
@@ -64,10 +71,10 @@ class Modular(Task):
         self, config: TaskConfig, length: int, rows: int, random: torch.Generator
     ) -> Sequences:
         """Draw w, b and every x."""
-        w, b = torch.randint(config.coefficients, (2, rows, 1), generator=random)
-        x = torch.randint(config.modulus, (rows, (length + 1) // 2), generator=random)
-        x[:, :2] = draw_distinct(rows, 2, config.modulus, random)
-        y = (w * x + b) % config.modulus
+        w, b = torch.randint(COEFFICIENTS, (2, rows, 1), generator=random)
+        x = torch.randint(MODULUS, (rows, (length + 1) // 2), generator=random)
+        x[:, :2] = draw_distinct(rows, 2, MODULUS, random)
+        y = (w * x + b) % MODULUS
         inputs = torch.stack((x, y), dim=2).flatten(1)[:, :length]
         targets = no_targets(inputs)
         targets[:, 4::2] = y[:, 2:]

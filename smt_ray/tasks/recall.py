@@ -102,11 +102,11 @@ class KeysValues(Task):
 
     def width(self, config: TaskConfig, length: int) -> int:
         """Return w: symbols in a key and in a value."""
-        return length // (2 * (config.pairs + config.queries))
+        return length // (4 * config.pairs)
 
     def check(self, config: TaskConfig, length: int) -> None:
         """Require strings of one symbol, and enough distinct ones."""
-        require_length(length, 2 * (config.pairs + config.queries), "every pair and every query")
+        require_length(length, 4 * config.pairs, "every pair and every query")
         strings = config.symbols ** self.width(config, length)
         if strings < config.pairs:
             raise ValueError(
@@ -120,16 +120,16 @@ class KeysValues(Task):
         """Draw keys, values and which keys are asked for (with repetition)."""
         width = self.width(config, length)
         keys, values = (self._strings(config, width, rows, random) for _ in range(2))
-        asked = torch.randint(config.pairs, (rows, config.queries, 1), generator=random)
+        asked = torch.randint(config.pairs, (rows, config.pairs, 1), generator=random)
         lacking = torch.zeros(rows, 1, 1, dtype=torch.int64)
         if config.fewest_pairs:
             held = sorted({max(config.fewest_pairs, config.pairs * n // 8) for n in EIGHTHS})
             drawn = torch.randint(len(held), (rows, 1, 1), generator=random)
             lacking = config.pairs - torch.tensor(held)[drawn]
-            among = torch.rand(rows, config.queries, 1, generator=random)
+            among = torch.rand(rows, config.pairs, 1, generator=random)
             asked = lacking + ((config.pairs - lacking) * among).long()
         asked = asked.expand(-1, -1, width)
-        marker = torch.full((rows, config.queries, 1), MARKER)
+        marker = torch.full((rows, config.pairs, 1), MARKER)
         key, value = keys.gather(1, asked), values.gather(1, asked)
         pairs = torch.cat((keys, values), dim=2)
         pairs[torch.arange(config.pairs) < lacking[:, :, 0]] = MARKER

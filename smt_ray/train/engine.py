@@ -124,13 +124,23 @@ class DeepSpeedEngine(Engine):
         train: TrainConfig,
         runtime: RuntimeConfig,
         device: torch.device,
+        *,
+        group: int = 1,
     ) -> None:
-        """Wrap `objective`; DeepSpeed clips gradients by their joint norm over all parameters."""
+        """Wrap `objective`; DeepSpeed clips gradients by their joint norm over all parameters.
+
+        Args:
+            objective: what is trained.
+            train: how.
+            runtime: ZeRO stage, and the sequences of a micro-batch at most.
+            device: this rank's.
+            group: sequences that `objective` compares with each other: a micro-batch is a multiple.
+        """
         import deepspeed
 
         self.objective, self.device = objective, device
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
-        rows = runtime.rows(train, self.world)
+        rows = runtime.rows(train.global_batch, self.world, group)
         self.pieces = train.global_batch // self.world // rows
         settings = zero_settings(rows, runtime.zero_stage, train.precision) | {
             "gradient_accumulation_steps": self.pieces,

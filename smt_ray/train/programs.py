@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 import torch
 
-from smt_ray.config import BpttConfig, DmtConfig, RunConfig, TrainConfig
+from smt_ray.config import RunConfig, TrainConfig
+from smt_ray.data.curriculum import growing
 from smt_ray.data.reader import Reader, Stream
 from smt_ray.data.shards import open_shards
 from smt_ray.data.storage import Location
@@ -19,14 +20,20 @@ from smt_ray.objectives.teacher import Teacher
 from smt_ray.objectives.transition import Transition
 from smt_ray.train.checkpoint import State
 
+IN_FLIGHT = 8
+"""Windows in flight for each sequence of a batch (P / B)."""
+
 
 class _Program(ABC):
     """What all stages share: they read training and validation shards in the same way."""
 
+    config: RunConfig
+    stage: str
+
     @property
-    @abstractmethod
     def train(self) -> TrainConfig:
         """Optimisation of this stage."""
+        return self.config.stages()[self.stage]
 
     @abstractmethod
     def reader(self, split: str, rank: int, world: int) -> Reader:
@@ -70,16 +77,25 @@ class TeacherProgram(_OnTokens):
 
     stage: str = "teacher"
 
-    @property
-    def train(self) -> TrainConfig:
-        """Optimisation of this stage."""
-        return self.config.teacher
-
     def objective(self) -> Objective:
         """Build a fresh teacher."""
         torch.manual_seed(self.train.seed)
         config = self.config
-        return Teacher(config.model, config.loss, self.vocabulary, self.train.seed)
+        return Teacher(config.model, config.loss, self.vocabulary, config.seed, dense=config.dense)
+
+    def stream(self, rank: int, world: int, saved: list[State]) -> Stream:
+        """Read the training tokens, short sequences first where a curriculum is asked for."""
+        config, train = self.config, self.train
+        return growing(
+            self.reader("train", rank, world),
+            config.data,
+            config.teacher.curriculum,
+            lambda step: step / train.steps,
+            rows=train.global_batch,
+            seed=train.seed,
+            rank=rank,
+            world=world,
+        )
 
 
 @dataclass(frozen=True)
@@ -89,31 +105,30 @@ class BpttProgram(_OnTokens):
     stage: Literal["bptt", "finetune"] = "bptt"
     start: Location | None = None
 
-    @property
-    def train(self) -> TrainConfig:
-        """Optimisation of this stage."""
-        return self._settings.train
-
-    @property
-    def _settings(self) -> BpttConfig:
-        return self.config.finetune if self.stage == "finetune" else self.config.bptt
-
     def objective(self) -> Objective:
         """Build the RNN: that of the artifact `start`, or a fresh one."""
         torch.manual_seed(self.train.seed)
-        objective = Bptt(self.config.rnn_model, self._settings, self.vocabulary)
+        objective = Bptt(self.config.rnn_model, self.config.unroll, self.vocabulary)
         if self.start:
             objective.rnn.load_state_dict(load_weights(self.start, "rnn."))
         return objective
 
     def stream(self, rank: int, world: int, saved: list[State]) -> Stream:
         """Read the training tokens; in mode `parallel`, keep windows of them in flight."""
-        bptt, model = self._settings, self.config.rnn_model
+        unroll, model = self.config.unroll, self.config.rnn_model
         fresh = self.reader("train", rank, world)
-        if bptt.mode != "parallel":
+        if unroll.mode != "parallel":
             return fresh
         shape = model.memory_tokens, model.width
-        return _in_flight(fresh, bptt, bptt.span, shape, dealt(saved, rank, world, bptt.windows))
+        return Windows(
+            fresh,
+            factor=IN_FLIGHT,
+            visits=unroll.visits,
+            depth=unroll.span,
+            seed=self.train.seed,
+            shape=shape,
+            saved=dealt(saved, rank, world, IN_FLIGHT),
+        )
 
 
 @dataclass(frozen=True)
@@ -123,11 +138,6 @@ class TransitionProgram(_OnLabels):
     teacher: Location
     vocabulary: int
     stage: str = "transition"
-
-    @property
-    def train(self) -> TrainConfig:
-        """Optimisation of this stage."""
-        return self.config.transition.train
 
     def objective(self) -> Objective:
         """Build the cell: the teacher's, or a fresh one."""
@@ -147,18 +157,14 @@ class DmtProgram(_OnLabels):
     vocabulary: int
     stage: str = "dmt"
 
-    @property
-    def train(self) -> TrainConfig:
-        """Optimisation of this stage."""
-        return self.config.dmt.train
-
     def objective(self) -> Objective:
         """Build the RNN from the fitted cell and the teacher's decoder."""
-        objective = Dmt(self.config.rnn_model, self.config.dmt, self.vocabulary)
+        config, readout = self.config, self.config.experimental.readout
+        objective = Dmt(config.rnn_model, config.dmt, self.vocabulary, readout)
         objective.rnn.cell.load_state_dict(load_weights(self.transition, "cell."))
-        readout = load_weights(self.teacher, "decoder.")
-        objective.rnn.readout.load_state_dict(readout)
-        objective.teacher_readout.load_state_dict(readout)
+        decoder = load_weights(self.teacher, "decoder.")
+        objective.rnn.readout.load_state_dict(decoder)
+        objective.teacher_readout.load_state_dict(decoder)
         return objective
 
     def stream(self, rank: int, world: int, saved: list[State]) -> Stream:
@@ -166,20 +172,14 @@ class DmtProgram(_OnLabels):
         dmt, fresh = self.config.dmt, self.reader("train", rank, world)
         if dmt.mode != "parallel":
             return fresh
-        return _in_flight(fresh, dmt, dmt.depth, None, dealt(saved, rank, world, dmt.windows))
-
-
-def _in_flight(
-    fresh: Stream,
-    settings: DmtConfig | BpttConfig,
-    depth: int,
-    shape: tuple[int, int] | None,
-    saved: State | None,
-) -> Windows:
-    factor, visits, seed = settings.windows, settings.visits, settings.train.seed
-    return Windows(
-        fresh, factor=factor, visits=visits, depth=depth, seed=seed, shape=shape, saved=saved
-    )
+        return Windows(
+            fresh,
+            factor=IN_FLIGHT,
+            visits=dmt.visits,
+            depth=dmt.depth,
+            seed=self.train.seed,
+            saved=dealt(saved, rank, world, IN_FLIGHT),
+        )
 
 
 def _reader(

@@ -92,9 +92,9 @@ def _trainer(
         train_loop_config={"assignment": assignment},
         torch_config=GroupConfig(),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=runtime.workers,
+            num_workers=runtime.worker_count,
             use_gpu=runtime.gpu,
-            resources_per_worker={"CPU": 1, "GPU": 1} if runtime.gpu else {"CPU": 1},
+            resources_per_worker=runtime.resources,
         ),
         run_config=ray.train.RunConfig(  # type: ignore[call-arg]
             name=RUN,

@@ -58,7 +58,8 @@ class RayTrainHost(Host):
 
     def engine(self, objective: Objective, train: TrainConfig) -> Engine:
         """Return a DeepSpeed engine over all workers."""
-        return DeepSpeedEngine(objective, train, self.assignment.runtime, self.device)
+        config, runtime = self.assignment.program.config, self.assignment.runtime
+        return DeepSpeedEngine(objective, train, runtime, self.device, group=config.loss.group)
 
     @contextmanager
     def latest(self) -> Iterator[Checkpoint | None]:

@@ -29,7 +29,7 @@ FLOORS = (
 REPORTING = ("jobs", "benchmarks", "smt_ray.studies", "smt_ray.pipeline", "smt_ray.report")
 """Who may import `smt_ray.report`; all others make numbers, and draw nothing."""
 PURE = ("smt_ray.config", "smt_ray.model", "smt_ray.objectives", "smt_ray.tasks")
-PURE_LIBRARIES = {"einops", "jaxtyping", "numpy", "torch"}
+PURE_LIBRARIES = {"einops", "jaxtyping", "numpy", "torch", "yaml"}
 CLUSTER = {"ray", "deepspeed"}
 WITHOUT_CLUSTER = (*PURE, "smt_ray.terminal", "smt_ray.report")
 """Folders of which no module imports Ray or DeepSpeed."""

@@ -1,0 +1,120 @@
+"""CPUs and GPUs: what there is, what a run takes of it, and what `auto` comes to."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+
+import ray
+import torch
+
+from smt_ray.cluster.local import usable_cpus
+from smt_ray.config import RunConfig, RuntimeConfig
+
+KINDS = ("CPU", "GPU")
+DATA_CPUS = 2
+"""CPUs that Ray Data's read and write tasks need beside the actors."""
+ON_CPU = 2
+"""Processes of a stage on a machine without a GPU, where `auto` says how many."""
+
+
+def cpus_needed(runtime: RuntimeConfig) -> int:
+    """Return the CPUs of the hungriest stage: the trainer's or the gangs', and Ray Data's."""
+    return runtime.processes * runtime.threads + DATA_CPUS
+
+
+def gpus_needed(runtime: RuntimeConfig) -> int:
+    """Return the GPUs of the hungriest stage."""
+    return runtime.processes if runtime.gpu else 0
+
+
+def here() -> dict[str, float]:
+    """Return what this machine has."""
+    return {"CPU": usable_cpus(), "GPU": torch.cuda.device_count()}
+
+
+def there() -> dict[str, float]:
+    """Return what the joined cluster has, or can grow to."""
+    now, grown = ray.cluster_resources(), limits()
+    return {kind: max(now.get(kind, 0), grown.get(kind, 0)) for kind in KINDS}
+
+
+def limits() -> dict[str, int]:
+    """Return what an autoscaler's configuration lets the cluster grow to; empty without one."""
+    return ray._private.state.state.get_max_resources_from_cluster_config() or {}
+
+
+def resolved(config: RunConfig, resources: Mapping[str, float]) -> RunConfig:
+    """Return the run with numbers in place of `auto`.
+
+    Workers are as many as there are GPUs, but no more than leave each an equal share of every batch
+    and whole groups of the teacher's: so the result is that of any other number.
+
+    Args:
+        config: the run.
+        resources: CPUs and GPUs, by Ray's names.
+    """
+    runtime = config.runtime
+    gpus = int(resources.get("GPU", 0))
+    device = runtime.device if runtime.device != "auto" else "gpu" if gpus else "cpu"
+    most = max(1, gpus if device == "gpu" else min(ON_CPU, int(resources.get("CPU", 1))))
+    workers, ranks = runtime.workers, runtime.gang_ranks
+    if workers == "auto":
+        workers = max(n for n in range(1, most + 1) if _shares(config, n))
+    if ranks == "auto":
+        ranks = max(1, most // runtime.gangs)
+    runtime = replace(runtime, device=device, workers=workers, gang_ranks=ranks)
+    return replace(config, runtime=runtime)
+
+
+def _shares(config: RunConfig, workers: int) -> bool:
+    """Return whether so many workers share every batch, and the teacher's in whole groups."""
+    batches = [train.global_batch for train in config.stages().values()]
+    groups = config.teacher.global_batch // config.group
+    return all(batch % workers == 0 for batch in batches) and groups % workers == 0
+
+
+def check_room(config: RunConfig, resources: Mapping[str, float]) -> None:
+    """Check that a cluster has enough CPUs and GPUs.
+
+    Raises:
+        ValueError: in one line with the flags of a run that fits.
+    """
+    runtime = config.runtime
+    fields = (
+        f"runtime.workers={runtime.workers}, runtime.gangs={runtime.gangs}, "
+        f"runtime.gang-ranks={runtime.gang_ranks}"
+    )
+    if runtime.threads > 1:
+        fields += f", runtime.threads={runtime.threads}"
+    need, have = cpus_needed(runtime), int(resources.get("CPU", 0))
+    if have < need:
+        flags = _smaller(config, (have - DATA_CPUS) // runtime.threads)
+        raise ValueError(
+            f"{fields}: need {need} CPUs, the cluster has {have}; "
+            + (f"give {flags}, or " if flags else "")
+            + f"start Ray with --num-cpus {need}"
+        )
+    need, have = gpus_needed(runtime), int(resources.get("GPU", 0))
+    if have < need:
+        flags, hidden = _smaller(config, have), os.environ.get("CUDA_VISIBLE_DEVICES")
+        raise ValueError(
+            f"runtime.device=gpu, {fields}: need {need} GPUs, the cluster has {have}"
+            + (f" (CUDA_VISIBLE_DEVICES={hidden!r})" if hidden is not None else "")
+            + f"; give {f'{flags}, or ' if flags else ''}--runtime.device cpu"
+        )
+
+
+def _smaller(config: RunConfig, processes: int) -> str:
+    """Return the flags that make of a run the largest one on so many processes; "" if none does."""
+    runtime = config.runtime
+    for workers in range(min(runtime.worker_count, processes), 0, -1):
+        ranks = min(runtime.rank_count, processes)
+        gangs = min(runtime.gangs, processes // ranks)
+        fields = {"workers": workers, "gangs": gangs, "gang_ranks": ranks}
+        try:
+            config.update({"runtime": fields})
+        except ValueError:  # a batch does not divide by so many
+            continue
+        changed = {k: v for k, v in fields.items() if v != getattr(runtime, k)}
+        return " ".join(f"--runtime.{k.replace('_', '-')} {v}" for k, v in changed.items())
+    return ""

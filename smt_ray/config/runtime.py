@@ -1,0 +1,99 @@
+"""Where a run is executed, and how fast."""
+
+from dataclasses import dataclass
+from math import gcd
+from typing import Literal
+
+from smt_ray.config.checks import at_least, flag, require
+
+Count = int | Literal["auto"]
+Device = Literal["auto", "cpu", "gpu"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RuntimeConfig:
+    """Where and how fast it runs. No field changes a result beyond rounding."""
+
+    device: Device = "auto"
+    """`cpu`, `gpu` (one for each worker and gang rank), or `auto`: the GPUs that are there."""
+    workers: Count = "auto"
+    """Training workers, one process each; a number that divides every batch. `auto`: as many as
+    there are GPUs, on a CPU two."""
+    threads: int = 1
+    """CPU threads of one worker or rank, reserved in Ray. Raise it for wide models on a CPU."""
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """DeepSpeed ZeRO stage of training. Raise it when a worker runs out of memory: 1 shards the
+    optimizer's state over the workers, 2 the gradients too, 3 the weights too."""
+    micro_batch: int = 16
+    """Sequences in one forward of one worker, at most; the rest of the batch is accumulated. Lower
+    it when a worker runs out of memory."""
+    gangs: int = 1
+    """Encoder gangs side by side, each one DeepSpeed ZeRO-3 engine over `gang-ranks` processes.
+    More gangs label faster."""
+    gang_ranks: Count = "auto"
+    """Processes of one gang. More of them hold a larger encoder. `auto`: all GPUs shared among the
+    gangs, on a CPU two."""
+    gang_batch: int = 64
+    """Sequences that a gang encodes at once."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints: what a lost worker costs at most."""
+    log_every: int = 25
+    """Steps between lines of metrics.jsonl."""
+    wandb_project: str = ""
+    """Weights & Biases project that every stage's metrics also go to; needs the extra `wandb`."""
+    max_failures: int = 3
+    """Times that a stage restarts after a failed worker, or a batch after a failed rank."""
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        for name in ("workers", "gang_ranks"):
+            value = getattr(self, name)
+            ok = value == "auto" or value >= 1
+            require(ok, f"runtime.{flag(name)}", value, "must be >= 1, or auto")
+        names = ("threads", "micro_batch", "gangs", "gang_batch")
+        at_least(1, "runtime", self, *names, "checkpoint_every", "log_every")
+        at_least(0, "runtime", self, "max_failures")
+
+    @property
+    def gpu(self) -> bool:
+        """Whether workers and gang ranks have a GPU each; known once `auto` is resolved."""
+        assert self.device != "auto"
+        return self.device == "gpu"
+
+    @property
+    def worker_count(self) -> int:
+        """Number of training workers; known once `auto` is resolved."""
+        assert self.workers != "auto"
+        return self.workers
+
+    @property
+    def rank_count(self) -> int:
+        """Number of processes of a gang; known once `auto` is resolved."""
+        assert self.gang_ranks != "auto"
+        return self.gang_ranks
+
+    @property
+    def resolved(self) -> bool:
+        """Whether no field is `auto`."""
+        return "auto" not in {self.device, self.workers, self.gang_ranks}
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """What a worker or gang rank reserves in Ray."""
+        return {"CPU": float(self.threads), **({"GPU": 1.0} if self.gpu else {})}
+
+    @property
+    def processes(self) -> int:
+        """Workers, or gang ranks if these are more: the processes of the hungriest stage."""
+        return max(self.worker_count, self.gangs * self.rank_count)
+
+    def rows(self, global_batch: int, workers: int, group: int = 1) -> int:
+        """Return the sequences of one forward of one of `workers`.
+
+        They are the most that divide its share of `global_batch`, are a multiple of what `group`
+        has in common with that share, and are not above `micro_batch`, but for one group.
+        """
+        share = max(1, global_batch // workers)
+        least = gcd(group, share)
+        fitting = [n for n in range(least, share + 1, least) if share % n == 0]
+        return max([least, *(n for n in fitting if n <= self.micro_batch)])

@@ -1,56 +1,235 @@
 """The parts of the method against each other, on text, at equal CPU time or equal steps.
 
-python -m benchmarks.method [--quick] [--results DIR] [--seeds N] [--scale X]
+python -m benchmarks.method [--quick] [--results FILE] [--seeds N] [--scale X]
 
 Which encoder labels faster and teaches more, with one register block or two; what each mode of DMT
-brings; where SMT and BPTT cross as sequences grow. Each measurement leaves one JSON file, and a
-second run makes only the missing ones. Prints, last, one line of JSON; `*_bits` are bits per byte
-of a rollout from the empty memory.
+brings; where SMT and BPTT cross as sequences grow. A second run makes only what is missing.
+Prints, last, one line of JSON; `*_bits` are bits per byte of a rollout from the empty memory.
 """
 
 import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any, get_args
 
-from benchmarks import text
-from benchmarks.pool import Result, measure
-from benchmarks.smt import FULL
-from smt_ray.config import BpttConfig, EncoderKind
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from benchmarks.memory import Corpus
+from benchmarks.pool import RESULTS, Result, measure
+from benchmarks.smt import (
+    Outcome,
+    Scoring,
+    Shares,
+    label_drift,
+    labelled,
+    one_step_gradients,
+    rnn_score,
+    teacher_score,
+    train_bptt,
+    train_dmt,
+    train_teacher,
+    with_bptt,
+)
+from benchmarks.timer import now
+from smt_ray.config import EncoderKind, ModelConfig, RunConfig
+from smt_ray.data.reader import Batch
+from smt_ray.evaluation.ngrams import NgramModel
+from smt_ray.model.encoder import build_encoder
+from smt_ray.model.rnn import RNN
+from smt_ray.objectives.dmt import Dmt
+from smt_ray.pipeline.recipes import on_text
 
 Jobs = dict[str, partial[Result]]
-RESULTS = Path(__file__).parents[1] / "docs" / "results" / "method"
 SECONDS = {32: 300.0, 128: 300.0, 256: 300.0, 512: 400.0}
 """CPU seconds of a training by length."""
 QUICK = {128: 240.0, 512: 320.0}
 ENCODER_SECONDS, DMT_SECONDS = 150.0, 90.0
 """Of a chain with either encoder; of the quick run's modes of DMT at L = 32."""
-TURN = 5.0
-"""CPU seconds of an encoder's turn at labelling."""
+TURN, TURNS = 5.0, 5
+"""CPU seconds of an encoder's turn at labelling, and how many turns it has."""
 RATES = (8e-3, 4e-3, 2e-3)
 """Peak learning rates of BPTT; the teacher has the preset's, 4e-3."""
 MODES = ("one_step", "sequential", "parallel")
 """Modes of DMT."""
-TRUNCATED = BpttConfig(mode="truncated", span=64)
-BATCH = 8
-"""Sequences a step in `bptt_batch8` at the greatest length: four times `text.TOKENS_A_STEP`."""
-SPAN = 8
-"""Timesteps of a part in `bptt_parallel`, as many as the preset's `dmt.depth`."""
-VISITS = 2.0
-"""Mean visits of a sequence in `bptt_parallel`, as many as the preset's `dmt.visits`. It is tried
-with one for each part, too: its states are then a rollout's, but fresh sequences are fewer."""
-WIDE = {"width": 128, "memory_tokens": 8, "heads": 4, "encoder_depth": 4}
-BLOCKS: dict[str, dict[str, Any]] = {
-    "R2": {"register_depth": 2},
-    "R1_wide": {**WIDE, "register_depth": 1},
-    "R2_wide": {**WIDE, "register_depth": 2},
-}
-"""Register blocks other than those of `smt_unrolled_L128`, and both in a larger model."""
+CUT = 64
+"""Timesteps between the cuts of `bptt_truncated`."""
+SPAN, VISITS = 8, 2.0
+"""Of a part in `bptt_parallel`, as the preset's `dmt.depth` and `dmt.visits`. One visit for each
+part is tried, too: its states are then a rollout's, but fresh sequences are fewer."""
+TOKENS_A_STEP = 1024
+"""Inputs in a step of every method and length."""
+LABEL_SHAPE = ModelConfig(width=256, memory_tokens=16, heads=8, encoder_depth=8)
+"""The shape at which encoders label, L = 256; the causal one with two register blocks, too."""
+ONE_STEP_RATE = 4e-3
+"""Peak rate of DMT with gradients of one step."""
+UNROLLED = Shares(teacher=0.5, labels=0.1)
+LABELLED = 2048
+EVERY = 4.0
+"""CPU seconds between two scores on the way."""
+
+
+def settings(
+    length: int, encoder: EncoderKind = "causal", *, unroll: bool = False, seed: int = 0
+) -> RunConfig:
+    """Return the preset `tiny` for sequences of `length`, with `TOKENS_A_STEP` in every step.
+
+    DMT has gradients of one step, or the preset's (`unroll`). The bidirectional encoder makes the
+    memories of sampled timesteps alone, of which a forward has fewer than a slot has directions:
+    its dynamics are whitened by slot.
+    """
+    rows = {"global_batch": max(1, TOKENS_A_STEP // length)}
+    stages = dict.fromkeys(("teacher", "transition", "dmt", "bptt"), rows)
+    config = on_text("tiny").update({"seed": seed, "data": {"sequence_length": length}, **stages})
+    config = config if unroll else one_step_gradients(config, ONE_STEP_RATE, **rows)
+    if encoder == "bidirectional":
+        config = config.override("model.encoder", encoder)
+        config = config.override("loss.whiten_dynamics", "slots")
+    return config.override("runtime.workers", 1)
+
+
+def label_rates(seconds: float) -> Result:
+    """Return the labels a second of each encoder of `LABEL_SHAPE`, L = 256.
+
+    The bidirectional one pads contexts to the longest of a chunk; `padded` is the same network with
+    all of them padded to L, as where timesteps are asked for by name. They take turns of at least
+    `seconds`, so that whatever else the machine does slows all alike.
+    """
+    torch.manual_seed(0)
+    shapes = {
+        "causal": LABEL_SHAPE,
+        "causal_R2": replace(LABEL_SHAPE, register_depth=2),
+        "bidirectional": replace(LABEL_SHAPE, encoder="bidirectional"),
+    }
+    networks = {kind: build_encoder(shape, 256) for kind, shape in shapes.items()}
+    padded = partial(networks["bidirectional"], timesteps=torch.arange(256)[None])
+    encode: dict[str, Callable[[Tensor], Tensor]] = {**networks, "padded": padded}
+    tokens = torch.randint(256, (1, 256))
+    made, used = dict.fromkeys(encode, 0), dict.fromkeys(encode, 0.0)
+    with torch.inference_mode():
+        for turn in range(1 + TURNS):
+            for kind, encoder in encode.items():
+                labels, began = 0, now()
+                while not labels or now() - began < seconds:
+                    labels += encoder(tokens).shape[:2].numel()
+                if turn:  # the first one warms up
+                    made[kind] += labels
+                    used[kind] += now() - began
+    return {kind: made[kind] / used[kind] for kind in encode}
+
+
+def counted() -> Result:
+    """Return the bits, at L = 128, of models that have counted all training bytes once."""
+    source = Corpus(settings(128).data)
+
+    def windows(part: Mapping[str, Any]) -> NDArray[np.int32]:
+        inputs, targets = (np.asarray(part[name], np.int32) for name in ("inputs", "targets"))
+        return np.concatenate((inputs, targets[:, -1:]), axis=1)
+
+    model = NgramModel.fit([windows(vars(source.train))], source.vocabulary)
+    held = windows(source.held_out())
+    targets = held[:, 1:].size
+    return {f"order{order}": model.bits(held, order)[1] / targets for order in (1, 2)}
+
+
+def encoders(encoder: EncoderKind, seconds: float) -> Result:
+    """Train the whole chain at L = 128 with one encoder or the other."""
+    config = settings(128, encoder)
+    source = Corpus(config.data)
+    trained = train_teacher(config, source, seconds, Shares(), LABELLED // 4)
+    dmt, outcome = train_dmt(config, source, trained, seconds - trained.seconds)
+    return {
+        "bits": rnn_score(dmt.rnn, source.held_out()).bits,
+        "teacher_bits": teacher_score(trained.teacher, source.held_out()).bits,
+        "teacher_steps": trained.stages["teacher"].steps,
+        "labels": trained.stages["labels"].tokens,
+        "seconds": trained.seconds + outcome.seconds,
+    }
+
+
+def smt(
+    length: int, seconds: float, *, modes: Sequence[str] = ("parallel",), seed: int = 0
+) -> Result:
+    """Train SMT within `seconds`; then the other modes of DMT with as many steps each."""
+    config = settings(length, seed=seed)
+    source = Corpus(config.data, seed)
+    trained = train_teacher(config, source, seconds, Shares(), LABELLED * 128 // length)
+    held = labelled(trained.teacher.encoder, source.held_out())
+    before, _ = train_dmt(config, source, trained, 0.0)
+    result: Result = {
+        "teacher_bits": teacher_score(trained.teacher, held).bits,
+        "before_dmt": _figures(before.rnn, held),
+        "seconds_before_dmt": trained.seconds,
+    }
+    left, steps = seconds - trained.seconds, float("inf")
+    for mode in sorted(modes, key=lambda mode: mode != "parallel"):
+        track = Track(held)
+        scoring = Scoring(track, every=EVERY) if len(modes) > 1 else None
+        own, limit = config.override("dmt.mode", mode), left if mode == "parallel" else 8 * left
+        dmt, outcome = train_dmt(own, source, trained, limit, steps=steps, scoring=scoring)
+        steps = min(steps, max(1, outcome.steps))
+        result[mode] = {**_figures(dmt.rnn, held), **_used(outcome)}
+        if len(modes) > 1:
+            result[mode]["track"] = track.points(outcome)
+    return result
+
+
+def smt_unrolled(length: int, seconds: float, *, seed: int = 0) -> Result:
+    """Train SMT within `seconds`, its DMT unrolled as the preset has it."""
+    config = settings(length, unroll=True, seed=seed)
+    source = Corpus(config.data, seed)
+    trained = train_teacher(config, source, seconds, UNROLLED, LABELLED * 128 // length)
+    held = labelled(trained.teacher.encoder, source.held_out())
+    dmt, outcome = train_dmt(config, source, trained, seconds - trained.seconds)
+    return {
+        "teacher_bits": teacher_score(trained.teacher, held).bits,
+        "seconds_before_dmt": trained.seconds,
+        **_figures(dmt.rnn, held),
+        **_used(outcome),
+    }
+
+
+def bptt(length: int, seconds: float, rate: float, seed: int = 0, **unroll: Any) -> Result:
+    """Train the same cell and readout by unrolling, as the fields of `unroll` say."""
+    config = with_bptt(settings(length, seed=seed), rate, **unroll)
+    source = Corpus(config.data, seed)
+    rnn, outcome = train_bptt(config, source, seconds)
+    return {"bits": rnn_score(rnn, source.held_out()).bits, "rate": rate, **_used(outcome)}
+
+
+class Track:
+    """Bits and drift on the way: what a mode has reached after so many seconds."""
+
+    def __init__(self, held: Batch) -> None:
+        """Score against a part of labelled sequences."""
+        self.held = {name: value[:64] for name, value in held.items()}
+        self.figures: list[dict[str, float]] = []
+
+    def __call__(self, dmt: Dmt) -> float:
+        """Score; fewer bits are a higher score."""
+        self.figures.append(_figures(dmt.rnn, self.held))
+        return -self.figures[-1]["bits"]
+
+    def points(self, outcome: Outcome) -> list[dict[str, float]]:
+        """Return the figures with the CPU seconds at which each was taken."""
+        times = [seconds for seconds, _ in outcome.scores]
+        return [{"seconds": t, **f} for t, f in zip(times, self.figures, strict=True)]
+
+
+def _figures(rnn: RNN, held: Batch) -> dict[str, float]:
+    return {"bits": rnn_score(rnn, held).bits, "drift": label_drift(rnn, held).nmse}
+
+
+def _used(outcome: Outcome) -> dict[str, float]:
+    return {"seconds": outcome.seconds, "steps": outcome.steps, "tokens": outcome.tokens}
 
 
 def jobs(seconds: Mapping[int, float], scale: float, *, quick: bool) -> Jobs:
@@ -59,58 +238,42 @@ def jobs(seconds: Mapping[int, float], scale: float, *, quick: bool) -> Jobs:
     for length in seconds:
         limit = scale * seconds[length]
         modes = MODES if length in {32, 128} or not quick else ("parallel",)
-        found[f"smt_L{length}"] = partial(text.smt, length, limit, modes=modes)
-        found[f"smt_unrolled_L{length}"] = partial(text.smt_unrolled, length, limit)
+        found[f"smt_L{length}"] = partial(smt, length, limit, modes=modes)
+        found[f"smt_unrolled_L{length}"] = partial(smt_unrolled, length, limit)
         found |= _unrolled(length, limit, quick=quick)
     if quick:
-        found["smt_L32"] = partial(text.smt, 32, scale * DMT_SECONDS, modes=MODES)
-    else:
-        found |= _blocks(scale * seconds[128])
+        found["smt_L32"] = partial(smt, 32, scale * DMT_SECONDS, modes=MODES)
     for encoder in get_args(EncoderKind):
-        limit = scale * ENCODER_SECONDS
-        found[f"encoder_{encoder}"] = partial(text.encoders, encoder, limit)
-    found["counted"] = partial(text.counted)
+        found[f"encoder_{encoder}"] = partial(encoders, encoder, scale * ENCODER_SECONDS)
+    found["counted"] = partial(counted)
     return found
 
 
 def _unrolled(length: int, limit: float, *, quick: bool, seed: int = 0) -> Jobs:
     """Return each training by BPTT."""
-    modes = {f"bptt_L{length}": FULL}
-    if length > 2 * TRUNCATED.span:
-        modes[f"bptt_truncated_L{length}"] = TRUNCATED
+    ways: dict[str, dict[str, Any]] = {f"bptt_L{length}": {}}
+    if length > 2 * CUT:
+        ways[f"bptt_truncated_L{length}"] = {"mode": "truncated", "span": CUT}
     found: Jobs = {}
     for rate in RATES:
-        train = partial(text.bptt, length, limit, rate, seed=seed)
-        for name, mode in modes.items():
-            found[f"{name}-rate{rate:g}"] = partial(train, mode)
-        if quick:
-            continue
-        for visits in (VISITS, length / SPAN):
-            mode = BpttConfig(mode="parallel", span=SPAN, visits=visits)
-            found[f"bptt_parallel_L{length}-rate{rate:g}-visits{visits:g}"] = partial(train, mode)
-        if length == max(SECONDS):
-            found[f"bptt_batch{BATCH}_L{length}-rate{rate:g}"] = partial(train, batch=BATCH)
+        train = partial(bptt, length, limit, rate, seed)
+        for name, unroll in ways.items():
+            found[f"{name}-rate{rate:g}"] = partial(train, **unroll)
+        for visits in () if quick else (VISITS, length / SPAN):
+            name = f"bptt_parallel_L{length}-rate{rate:g}-visits{visits:g}"
+            found[name] = partial(train, mode="parallel", span=SPAN, visits=visits)
     return found
-
-
-def _blocks(limit: float, seed: int = 0) -> Jobs:
-    """Return SMT with one or two register blocks, in a larger model, too."""
-    return {
-        name: partial(text.smt_unrolled, 128, limit, model=model, seed=seed)
-        for name, model in BLOCKS.items()
-    }
 
 
 def again(
     results: Mapping[str, Result], seconds: Mapping[int, float], scale: float, seed: int
 ) -> Jobs:
     """Return what is measured on a further seed: SMT, and BPTT at the best of its settings."""
-    best = set(best_settings(results).values())
-    made = _blocks(scale * seconds[128], seed)
+    best, made = set(best_settings(results).values()), Jobs()
     for length in seconds:
         limit = scale * seconds[length]
-        made[f"smt_L{length}"] = partial(text.smt, length, limit, seed=seed)
-        made[f"smt_unrolled_L{length}"] = partial(text.smt_unrolled, length, limit, seed=seed)
+        made[f"smt_L{length}"] = partial(smt, length, limit, seed=seed)
+        made[f"smt_unrolled_L{length}"] = partial(smt_unrolled, length, limit, seed=seed)
         unrolled = _unrolled(length, limit, quick=False, seed=seed)
         made |= {setting: job for setting, job in unrolled.items() if setting in best}
     return {f"{name}-seed{seed}": job for name, job in made.items()}
@@ -126,13 +289,13 @@ def by_setting(results: Mapping[str, Result]) -> dict[str, list[Result]]:
 
 def best_settings(results: Mapping[str, Result]) -> dict[str, str]:
     """Return the setting of each measurement of BPTT that has the fewest bits on the first seed."""
-    settings: dict[str, list[str]] = {}
+    tried: dict[str, list[str]] = {}
     for setting in by_setting(results):
         if setting.startswith("bptt"):
-            settings.setdefault(setting.partition("-")[0], []).append(setting)
+            tried.setdefault(setting.partition("-")[0], []).append(setting)
     return {
-        name: min(tried, key=lambda setting: results[setting]["bits"])
-        for name, tried in settings.items()
+        name: min(settings, key=lambda setting: results[setting]["bits"])
+        for name, settings in tried.items()
     }
 
 
@@ -161,17 +324,15 @@ def bits(results: Mapping[str, Result]) -> dict[str, list[float]]:
         for name, setting in best_settings(results).items()
     }
     for name, made in seeds.items():
-        if name.startswith("smt_unrolled"):
-            found[name] = [result["bits"] for result in made]
-        elif name.startswith("smt"):
-            found[name] = [result["parallel"]["bits"] for result in made]
+        if name.startswith("smt"):
+            own = [r if name.startswith("smt_unrolled") else r["parallel"] for r in made]
+            found[name] = [result["bits"] for result in own]
     return found
 
 
 def figures(results: Mapping[str, Result]) -> dict[str, Any]:
     """Return the named figures: bits of SMT and BPTT are means over their seeds."""
     rate = results["labels"]
-    seeds = by_setting(results)
     found: dict[str, Any] = {
         "labels_causal_over_bidirectional": rate["causal"] / rate["bidirectional"],
         "labels_causal_R2_over_bidirectional": rate["causal_R2"] / rate["bidirectional"],
@@ -188,9 +349,6 @@ def figures(results: Mapping[str, Result]) -> dict[str, Any]:
         found[f"{kind}_bits_{length}"] = fmean(values)
         if "sequential" in results.get(name, ()):
             found[f"dmt_speedup_{length}"] = speedup(results[name])
-    for name in BLOCKS:
-        if name in seeds:
-            found[f"bits_{name}"] = fmean(result["bits"] for result in seeds[name])
     return found
 
 
@@ -204,19 +362,20 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--results",
         type=Path,
-        help="directory of results (docs/results/method; --quick: a new one)",
+        help="file of results (docs/results/method.json; --quick: a new one)",
     )
     parser.add_argument("--seeds", type=int, default=2, help="of SMT, and BPTT's best settings")
     parser.add_argument("--scale", type=float, default=1.0, help="factor of all CPU seconds")
     options = parser.parse_args(arguments)
     seconds, scale = QUICK if options.quick else SECONDS, options.scale
     with tempfile.TemporaryDirectory(prefix="smt-ray-method-") as fresh:
-        directory = options.results or (Path(fresh) if options.quick else RESULTS)
-        labels = {"labels": partial(text.label_rates, scale * TURN)}
-        made = measure(labels, directory)  # alone: another process takes of the memory's bandwidth
-        made |= measure(jobs(seconds, scale, quick=options.quick), directory)
+        own = Path(fresh) if options.quick else RESULTS
+        file = options.results or own / "method.json"
+        labels = {"labels": partial(label_rates, scale * TURN)}
+        made = measure(labels, file)  # alone: another process takes of the memory's bandwidth
+        made |= measure(jobs(seconds, scale, quick=options.quick), file)
         for seed in range(1, 1 if options.quick else options.seeds):
-            made |= measure(again(made, seconds, scale, seed), directory)
+            made |= measure(again(made, seconds, scale, seed), file)
         print(json.dumps(figures(made)))
     return 0
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from smt_ray.config import RunConfig
-from smt_ray.config.presets import paper
+from smt_ray.config.presets import preset
 from smt_ray.data.storage import Location
 from smt_ray.studies.cost import Stage, cost, stages_of
 from smt_ray.studies.measurements import Measurement, Point, measurements
@@ -39,11 +39,12 @@ SIZES: dict[str, dict[str, Any]] = {
 """What each size changes of the paper's widths and depths."""
 SHORT: dict[str, Any] = {
     "data": {"sequence_length": 32},
-    "loss": {"timesteps": 4, "horizon": 8},
-    "teacher": {"global_batch": 4, "precision": "float32"},
-    "transition": {"train": {"global_batch": 4, "precision": "float32"}},
-    "dmt": {"train": {"global_batch": 4, "precision": "float32"}},
-    "runtime": {"gpu": False, "gang_ranks": 1, "gang_batch": 32},
+    "loss": {"timesteps": 4, "horizon": 8, "group": 4},
+    "optimizer": {"precision": "float32"},
+    "teacher": {"global_batch": 4},
+    "transition": {"global_batch": 4},
+    "dmt": {"global_batch": 4},
+    "runtime": {"device": "cpu", "gang_ranks": 1, "gang_batch": 32},
 }
 """What makes it fit into minutes of two cores."""
 FILES = 64
@@ -86,7 +87,7 @@ def main(arguments: Sequence[str]) -> int:
 def scaling_figures(place: Path, effort: Effort, sizes: dict[str, Any]) -> dict[str, float]:
     """Return the figures; points are kept in `place`."""
     own = {"storage": str(place), "data": {"source": str(_text(place) / "*.txt")}}
-    config = paper().update(SHORT).update(sizes).update(own)
+    config = preset("paper").update(SHORT).update(sizes).update(own)
     config = _with_memory(config, MEMORY)
     planned = _weak(config, [1, 2], effort.steps, effort.turns)
     points = _measure(config, place, planned, effort.steps)

@@ -1,46 +1,203 @@
-"""SMT and BPTT of one source in this process: teacher, labels, transition, DMT; or an unrolled RNN.
+"""SMT and BPTT of one source in this process, each stage for so many CPU-seconds.
 
+The training loop is the product's, on a host that counts seconds of a reference core (`timer.py`)
+in place of steps: schedules run over the share of the time that is used, scores do not count.
 Shapes: B batch, L sequence, K memory tokens, D width.
 """
 
-import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from benchmarks.budget import Outcome, Scoring, train
+from benchmarks.memory import Source, Stored
 from benchmarks.timer import now
-from smt_ray.config import BpttConfig, DmtConfig, ModelConfig, RunConfig, TrainConfig
+from smt_ray.config import RunConfig, RuntimeConfig, TrainConfig
+from smt_ray.data.curriculum import growing
 from smt_ray.data.reader import Batch, Stream
 from smt_ray.data.windows import Windows
-from smt_ray.evaluation.next_k import foresight
+from smt_ray.evaluation.next_k import next_k
 from smt_ray.evaluation.scores import Drift, Score, compare, score_rollouts
 from smt_ray.model.encoder import Encoder
 from smt_ray.model.rnn import RNN
 from smt_ray.objectives.bptt import Bptt
 from smt_ray.objectives.dmt import Dmt
+from smt_ray.objectives.objective import Objective
 from smt_ray.objectives.teacher import Teacher
 from smt_ray.objectives.transition import Transition
+from smt_ray.train.checkpoint import State
+from smt_ray.train.engine import Engine
+from smt_ray.train.host import InProcess
+from smt_ray.train.loop import train as run_loop
+from smt_ray.train.programs import IN_FLIGHT
 
 CPU = torch.device("cpu")
-FULL = BpttConfig()
+FINE = 10_000
+"""Steps that a schedule over time is divided into."""
+SELDOM = RuntimeConfig(checkpoint_every=10**9, log_every=100)
 ENCODED_AT_ONCE = 64
 """Sequences whose memories are made at once."""
 
 
-class Source(Protocol):
-    """Where sequences come from."""
+@dataclass(frozen=True)
+class Scoring:
+    """How an objective is scored while it is trained."""
 
-    vocabulary: int
+    score: Callable[[Any], float]
+    """A figure on held-out data, higher is better."""
+    enough: float = float("inf")
+    """Score that ends the training, twice in a row."""
+    every: float = 10.0
+    """CPU seconds between two scores."""
+    best: bool = False
+    """End with the weights of the highest score, as the training stages do."""
 
-    def training(self, batch: int) -> Stream:
-        """Return a stream of training batches of `batch` sequences."""
 
-    def held_out(self) -> Batch:
-        """Return the sequences that are scored."""
+@dataclass
+class Outcome:
+    """What a training used, and its scores on the way."""
+
+    seconds: float = 0.0
+    """CPU seconds."""
+    steps: int = 0
+    """Optimizer steps."""
+    tokens: int = 0
+    """Inputs read."""
+    scores: list[tuple[float, float]] = field(default_factory=list)
+    """(CPU seconds, score) in order."""
+
+    def solved_after(self, enough: float) -> float | None:
+        """Return the CPU seconds of the first score of at least `enough`."""
+        return next((seconds for seconds, score in self.scores if score >= enough), None)
+
+
+class Timed(InProcess):
+    """This process, for so many CPU-seconds or steps: the schedule follows the greater share."""
+
+    def __init__(self, seconds: float, steps: float, scoring: Scoring | None) -> None:
+        """Begin; the clock starts when the loop has validated for the first time."""
+        super().__init__()
+        self.seconds, self.steps, self.scoring = seconds, steps, scoring
+        self.outcome, self.share = Outcome(), 0.0
+        self._due = scoring.every if scoring else float("inf")
+        self._kept: State = {}
+        self._since: float | None = None
+
+    def engine(self, objective: Objective, train: TrainConfig) -> Engine:
+        """Return a plain engine."""
+        self.objective = objective
+        return super().engine(objective, train)
+
+    def position(self, done: int) -> float:
+        """Return the share of the time or the steps that is used, in `FINE` parts."""
+        if done > self.outcome.steps:
+            self._read_clock()
+            self.outcome.steps = done
+        if self._since is not None and self.outcome.seconds >= self.seconds:
+            self.share = 1.0
+        elif self.seconds:
+            self.share = max(self.outcome.seconds / self.seconds, done / self.steps)
+        return self.share * FINE
+
+    def stop_requested(self, done: int, loss: float, rate: float) -> bool:
+        """Score if it is time; return whether two scores in a row were enough."""
+        if self.scoring and self.outcome.seconds >= self._due:
+            with self.aside():
+                self._score(self.scoring)
+            last = [value for _, value in self.outcome.scores[-2:]]
+            return len(last) == 2 and min(last) >= self.scoring.enough
+        return False
+
+    def _score(self, scoring: Scoring) -> None:
+        self._due = self.outcome.seconds + scoring.every
+        value = scoring.score(self.objective)
+        self.outcome.scores.append((self.outcome.seconds, value))
+        if scoring.best and value == max(score for _, score in self.outcome.scores):
+            state = self.objective.state_dict()
+            self._kept = {name: weight.clone() for name, weight in state.items()}
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Stop the clock for a while."""
+        if self._since is not None:
+            self._read_clock()
+        yield
+        self._since = now()
+
+    def _read_clock(self) -> None:
+        assert self._since is not None
+        at = now()
+        self.outcome.seconds += at - self._since
+        self._since = at
+
+    def finish(self) -> None:
+        """Take the weights of the best score, where that is asked for and they are not the last."""
+        if self._kept and self.scoring:
+            best = max(score for _, score in self.outcome.scores)
+            if self.scoring.score(self.objective) < best:
+                self.objective.load_state_dict(self._kept)
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """A stage of a run on streams in memory."""
+
+    config: RunConfig
+    stage: str
+    made: Objective
+    training: Stream
+
+    @property
+    def train(self) -> TrainConfig:
+        """Optimisation of the stage, its schedule in `FINE` parts."""
+        own = replace(self.config.stages()[self.stage], steps=FINE)
+        return replace(own, validate_every=10**9, validation_sequences=1)
+
+    def objective(self) -> Objective:
+        """Return the objective."""
+        return self.made
+
+    def stream(self, rank: int, world: int, saved: list[State]) -> Stream:
+        """Return the training stream."""
+        return self.training
+
+    def validation(self, rank: int, world: int) -> Stream:
+        """Return the first training batch again: the scores count, not this."""
+        return Stored([self.training.batch(0)])
+
+
+def train(
+    config: RunConfig,
+    stage: str,
+    objective: Objective,
+    stream: Callable[[Timed], Stream],
+    seconds: float,
+    *,
+    steps: float = float("inf"),
+    scoring: Scoring | None = None,
+) -> Outcome:
+    """Train until the time or the steps are used, or two scores in a row are enough.
+
+    Args:
+        config: the run.
+        stage: which of its optimisations counts; its number of steps does not.
+        objective: what is trained.
+        stream: makes the batches, given the host that knows the share of the time that is used.
+        seconds: CPU seconds.
+        steps: most steps.
+        scoring: scores on the way, if any.
+    """
+    host = Timed(seconds, steps, scoring)
+    batches = stream(host)
+    run_loop(InMemory(config, stage, objective, batches), host, SELDOM)
+    host.finish()
+    batch = config.stages()[stage].global_batch
+    host.outcome.tokens = host.outcome.steps * batch * config.data.sequence_length
+    return host.outcome
 
 
 @dataclass(frozen=True)
@@ -55,7 +212,7 @@ class Shares:
 
 @dataclass
 class Trained:
-    """A result of SMT: the networks, and what each stage used."""
+    """A result of SMT before DMT: the networks, and what each stage used."""
 
     teacher: Teacher
     labels: list[Batch]
@@ -68,33 +225,15 @@ class Trained:
         return sum(stage.seconds for stage in self.stages.values())
 
 
-class Stored(Stream):
-    """Label batches in memory, again and again."""
-
-    def __init__(self, batches: list[Batch]) -> None:
-        """Keep the batches."""
-        self.batches = batches
-
-    def batch(self, step: int) -> Batch:
-        """Return batch `step`, from the first again after the last."""
-        return self.batches[step % len(self.batches)]
-
-
-def seeded(config: RunConfig, seed: int) -> RunConfig:
-    """Return a run all of whose stages have `seed`."""
-    for stage in ("teacher", "transition.train", "dmt.train"):
-        config = config.override(f"{stage}.seed", seed)
-    return config
-
-
 def one_step_gradients(config: RunConfig, rate: float, **changes: Any) -> RunConfig:
     """Return a run whose DMT has gradients of one step, as in Eq. 6, at a peak rate of its own.
 
     `changes` are of other fields of `dmt`: with mode `sequential` it is the paper's loop.
     """
-    train = {"learning_rate": rate, "global_batch": config.transition.train.global_batch}
-    dmt = {"unroll": False, "depth": 1, "dynamics": 10.0, "fade": 0.0, "train": train}
-    return config.update({"dmt": {**dmt, **changes}})
+    dmt = {"unroll": False, "depth": 1, "dynamics": 10.0, "fade": 0.0, "learning_rate": rate}
+    return config.update(
+        {"dmt": {**dmt, "global_batch": config.transition.global_batch, **changes}}
+    )
 
 
 def train_teacher(
@@ -103,29 +242,32 @@ def train_teacher(
     seconds: float,
     shares: Shares,
     labelled: int,
-    scoring: Scoring[Teacher] | None = None,
+    scoring: Scoring | None = None,
 ) -> Trained:
     """Train the teacher, label `labelled` sequences and fit the cell to them."""
-    torch.manual_seed(config.teacher.seed)
-    teacher = Teacher(config.model, config.loss, source.vocabulary, config.teacher.seed)
-    outcome = train(
-        teacher,
-        config.teacher,
-        source.training(config.teacher.global_batch),
-        seconds * shares.teacher,
-        scoring=scoring,
-    )
-    began = now()
-    fresh = source.training(config.dmt.train.global_batch)
-    batches = labelled // config.dmt.train.global_batch
-    labels = label(teacher.encoder, fresh, batches, seconds * shares.labels)
-    tokens = sum(batch["inputs"].numel() for batch in labels)
+    torch.manual_seed(config.seed)
+    teacher = Teacher(config.model, config.loss, source.vocabulary, config.seed, dense=config.dense)
+    stream = _growing(source, config.teacher.global_batch, config.teacher.curriculum, config.seed)
+    limit = seconds * shares.teacher
+    outcome = train(config, "teacher", teacher, stream, limit, scoring=scoring)
+    began, batch = now(), config.dmt.global_batch
+    fresh = source.training(batch)
+    labels = label(teacher.encoder, fresh, labelled // batch, seconds * shares.labels)
+    tokens = sum(part["inputs"].numel() for part in labels)
     made = Outcome(seconds=now() - began, tokens=tokens)
     fitted = Transition(config.model, source.vocabulary)
     fitted.cell.load_state_dict(teacher.cell.state_dict())
     limit = seconds * shares.transition
-    fit = train(fitted, config.transition.train, Stored(labels), limit)
+    fit = train(config, "transition", fitted, lambda _: Stored(labels), limit)
     return Trained(teacher, labels, fitted, {"teacher": outcome, "labels": made, "transition": fit})
+
+
+def _growing(source: Source, batch: int, stages: int, seed: int) -> Callable[[Timed], Stream]:
+    """Return batches of a source, the sequences of the first ones short if `stages` > 1."""
+    return lambda host: growing(
+        source.training(batch), source.data, stages, lambda _: host.share,
+        rows=batch, seed=seed, rank=0, world=1,
+    )  # fmt: skip
 
 
 def label(encoder: Encoder, stream: Stream, batches: int, seconds: float) -> list[Batch]:
@@ -153,56 +295,61 @@ def train_dmt(
     config: RunConfig,
     source: Source,
     trained: Trained,
-    dmt: DmtConfig,
     seconds: float,
     *,
     steps: float = float("inf"),
-    scoring: Scoring[Dmt] | None = None,
+    scoring: Scoring | None = None,
 ) -> tuple[Dmt, Outcome]:
     """Train the fitted RNN on its own memories for the CPU seconds or steps given."""
-    objective = Dmt(config.model, dmt, source.vocabulary)
+    dmt, decoder = config.dmt, trained.teacher.decoder.state_dict()
+    objective = Dmt(config.model, dmt, source.vocabulary, config.experimental.readout)
     objective.rnn.cell.load_state_dict(trained.fitted.cell.state_dict())
-    objective.rnn.readout.load_state_dict(trained.teacher.decoder.state_dict())
-    objective.teacher_readout.load_state_dict(trained.teacher.decoder.state_dict())
-    stream: Stream = Stored(trained.labels)
-    if dmt.mode == "parallel":
-        stream = Windows(
-            stream, factor=dmt.windows, visits=dmt.visits, depth=dmt.depth, seed=dmt.train.seed
+    objective.rnn.readout.load_state_dict(decoder)
+    objective.teacher_readout.load_state_dict(decoder)
+
+    def stream(_: Timed) -> Stream:
+        fresh = Stored(trained.labels)
+        if dmt.mode != "parallel":
+            return fresh
+        return Windows(
+            fresh, factor=IN_FLIGHT, visits=dmt.visits, depth=dmt.depth, seed=config.seed
         )
-    return objective, train(objective, dmt.train, stream, seconds, steps=steps, scoring=scoring)
+
+    return objective, train(config, "dmt", objective, stream, seconds, steps=steps, scoring=scoring)
 
 
-def bptt_settings(config: RunConfig, rate: float, seed: int) -> TrainConfig:
-    """Return how BPTT is optimised: as the teacher is, but for its batch, peak rate and seed.
-
-    The batch is larger, for a rollout of few rows takes as long as one of many: docs/log.md.
-    """
-    batch = config.bptt.train.global_batch
-    return replace(config.teacher, global_batch=batch, learning_rate=rate, seed=seed)
+def with_bptt(config: RunConfig, rate: float, **unroll: Any) -> RunConfig:
+    """Return a run with BPTT at a peak rate, unrolled as the fields say."""
+    return config.update({"bptt": {"steps": FINE, "learning_rate": rate}, "unroll": unroll})
 
 
 def train_bptt(
-    model: ModelConfig,
+    config: RunConfig,
     source: Source,
-    optimisation: TrainConfig,
     seconds: float,
     *,
-    mode: BpttConfig = FULL,
     start: RNN | None = None,
-    scoring: Scoring[Bptt] | None = None,
+    curriculum: int = 1,
+    scoring: Scoring | None = None,
 ) -> tuple[RNN, Outcome]:
-    """Train an RNN by unrolling it as `mode` says, from fresh weights or those of `start`."""
-    torch.manual_seed(optimisation.seed)
-    objective = Bptt(model, mode, source.vocabulary)
+    """Train an RNN by unrolling it, from fresh weights or those of `start`."""
+    torch.manual_seed(config.seed)
+    model, unroll = config.model, config.unroll
+    objective = Bptt(model, unroll, source.vocabulary)
     if start is not None:
         objective.rnn.load_state_dict(start.state_dict())
-    stream = source.training(optimisation.global_batch)
-    if mode.mode == "parallel":
-        stream = Windows(
-            stream, factor=mode.windows, visits=mode.visits, depth=mode.span,
-            seed=optimisation.seed, shape=(model.memory_tokens, model.width),
+    grown = _growing(source, config.bptt.global_batch, curriculum, config.seed)
+
+    def stream(host: Timed) -> Stream:
+        fresh, shape = grown(host), (model.memory_tokens, model.width)
+        if unroll.mode != "parallel":
+            return fresh
+        return Windows(
+            fresh, factor=IN_FLIGHT, visits=unroll.visits, depth=unroll.span,
+            seed=config.seed, shape=shape,
         )  # fmt: skip
-    return objective.rnn, train(objective, optimisation, stream, seconds, scoring=scoring)
+
+    return objective.rnn, train(config, "bptt", objective, stream, seconds, scoring=scoring)
 
 
 def teacher_score(teacher: Teacher, held: Batch) -> Score:
@@ -215,7 +362,7 @@ def teacher_score(teacher: Teacher, held: Batch) -> Score:
 def told_ahead(teacher: Teacher, held: Batch) -> Score:
     """Score the decoder on the target after the next: what a memory holds, not what it looks up."""
     memory = encode(teacher.encoder, held)
-    score = foresight(memory, teacher.decoder, held["inputs"], held["targets"], 2)
+    score = next_k(memory, teacher.decoder, held["inputs"], held["targets"], 2)
     score.sums = score.sums[:, 1:]
     score.covered = int(score.sums[2].sum())
     return score
@@ -226,27 +373,18 @@ def rnn_score(rnn: RNN, held: Batch) -> Score:
     return score_rollouts({"rnn": rnn}, parts(held), CPU)["rnn"]
 
 
+def labelled(encoder: Encoder, held: Batch) -> Batch:
+    """Return held-out sequences with their memories."""
+    return {**held, "memory": encode(encoder, held)}
+
+
 @torch.no_grad()
-def label_drift(rnn: RNN, labels: "Labelled") -> Drift:
+def label_drift(rnn: RNN, held: Batch) -> Drift:
     """Measure how far a rollout from the empty memory is from held-out labels."""
     drift = Drift()
-    for part in parts(labels.batch):
+    for part in parts(held):
         drift.add(rnn.rollout(part["inputs"]), part["memory"])
     return drift
-
-
-class Labelled:
-    """Held-out sequences with their memories."""
-
-    def __init__(self, encoder: Encoder, held: Batch) -> None:
-        """Encode them."""
-        self.batch: Batch = {**held, "memory": encode(encoder, held)}
-
-    def first(self, rows: int) -> "Labelled":
-        """Return the first `rows` of them."""
-        part = copy.copy(self)
-        part.batch = {name: value[:rows] for name, value in self.batch.items()}
-        return part
 
 
 def parts(batch: Batch, rows: int = 256) -> list[Batch]:

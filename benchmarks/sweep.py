@@ -27,9 +27,9 @@ KILLED = ("dmt.visits=2,4,8",)
 """The space of the sweep that is killed once the first of its trials has finished."""
 SMALL = (
     *("--model.width=32", "--model.encoder-depth=2", "--model.cell-depth=1", "--loss.horizon=8"),
-    *("--data.sequence-length=64", "--labels.fraction=0.01", "--teacher.validation-batches=8"),
-    *("--transition.train.steps=60", "--transition.train.validate-every=60"),
-    *("--dmt.train.steps=120", "--dmt.train.validate-every=120", "--evaluation.sequences=64"),
+    *("--data.sequence-length=64", "--labels.fraction=0.01", "--optimizer.validation-sequences=64"),
+    *("--transition.steps=60"),
+    *("--dmt.steps=120", "--evaluation.sequences=64"),
     *("--evaluation.sample-length=32", "--runtime.workers=1", "--runtime.gang-ranks=1"),
     *("--concurrent=1", "--no-early-stop"),
 )
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def measure(storage: Path, steps: int) -> dict[str, Any]:
     """Return the figures; artifacts go below `storage`."""
-    teacher = (f"--teacher.steps={steps}", f"--teacher.validate-every={steps // 2}")
+    teacher = (f"--teacher.steps={steps}", f"--optimizer.validate-every={steps // 2}")
     one = [f"{part.partition('=')[0]}={part.partition('=')[2].split(',')[0]}" for part in SPACE]
     before, _ = timed_sweep(storage / "before", "alone", one, teacher)
     shared, summary = timed_sweep(storage / "shared", "shared", SPACE, teacher)

@@ -19,8 +19,7 @@ def point(one, steps):
     length = config.data.sequence_length
     batch = config.runtime.gang_batch
     if not labels:
-        key = "teacher" if one.stage == "teacher" else f"{one.stage}.train"
-        batch = config.stages()[key].global_batch // one.count
+        batch = config.stages()[one.stage].global_batch // one.count
     flops = batch * sequence_flops(config, scaling.VOCABULARY)[one.stage]
     checked = 0.0 if labels else batch * validation_flops(config, scaling.VOCABULARY)[one.stage]
     step_s = (FIXED_S + S_PER_FLOP * flops) / (1.0 if one.count == 1 else WEAK)

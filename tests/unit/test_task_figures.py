@@ -1,13 +1,13 @@
 """The line of `benchmarks.tasks`: every figure is that of its cell; nothing is trained anew."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 
 from benchmarks import tasks
-from benchmarks.cells import Cell
-from benchmarks.pool import Result
-from benchmarks.tasks import RATES
+from benchmarks.pool import RESULTS, Result, read
+from benchmarks.tasks import RATES, Cell
 
 SECONDS = 1.0
 """Of the cells, so that one which is missed is soon made."""
@@ -18,12 +18,12 @@ def print_figures(tmp_path, capsys):
     """Return what the program prints, last, about cells of so many results, made before."""
 
     def run(cells, *arguments):
-        for cell, result in cells.items():
-            (tmp_path / f"{cell.name}.json").write_text(json.dumps(result))
-        before = set(tmp_path.iterdir())
-        words = ["--cells", str(tmp_path), "--seconds", str(SECONDS), *arguments]
+        file = tmp_path / "tasks.json"
+        named = {cell.name: {**asdict(cell), **result} for cell, result in cells.items()}
+        file.write_text(json.dumps(named))
+        words = ["--results", str(file), "--seconds", str(SECONDS), *arguments]
         assert tasks.main(words) == 0
-        assert set(tmp_path.iterdir()) == before
+        assert read(file) == named  # none was made
         return json.loads(capsys.readouterr().out.splitlines()[-1])
 
     return run
@@ -31,23 +31,23 @@ def print_figures(tmp_path, capsys):
 
 @pytest.mark.parametrize(("task", "length"), tasks.QUICK)
 def test_bptts_rates_of_the_quick_figures_were_measured(task, length):
-    files = [tasks.RESULTS / f"{Cell(task, length, 'bptt', 0, rate).name}.json" for rate in RATES]
-    assert sum(file.exists() for file in files) > 1
+    names = {Cell(task, length, "bptt", 0, rate).name for rate in RATES}
+    assert len(names & read(RESULTS / "tasks.json").keys()) > 1
 
 
 def test_the_quick_figures_are_those_of_their_cells_bptts_at_the_rate_of_the_results(
     print_figures, tmp_path_factory, monkeypatch
 ):
-    results = tmp_path_factory.mktemp("results")
-    monkeypatch.setattr(tasks, "RESULTS", results)
+    results = tmp_path_factory.mktemp("results") / "tasks.json"
+    monkeypatch.setattr(tasks, "FILE", results)
     best = {("retrieval", 32): 3e-3, ("retrieval", 64): 3e-4}  # copy was not measured
-    for (task, length), rate in best.items():
-        for tried, bits in {1e-3: 0.8, rate: 0.6}.items():
-            cell = Cell(task, length, "bptt", 0, tried)
-            file = results / f"{cell.name}.json"
-            file.write_text(
-                json.dumps({"bits": bits, "rate": tried, "seed": 0, "seconds": cell.seconds})
-            )
+    measured = {
+        cell.name: {**asdict(cell), "bits": bits}
+        for pair, rate in best.items()
+        for tried, bits in {1e-3: 0.8, rate: 0.6}.items()
+        for cell in [Cell(*pair, "bptt", 0, tried)]
+    }
+    results.write_text(json.dumps(measured))
 
     cells: dict[Cell, Result] = {}
     expected: dict[str, float] = {}

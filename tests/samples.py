@@ -16,9 +16,7 @@ from smt_ray.data.storage import Location
 
 Network = TypeVar("Network", bound=nn.Module)
 VOCABULARY = 11
-MODEL = ModelConfig(
-    width=8, memory_tokens=2, heads=2, encoder_depth=1, register_depth=1, mlp_ratio=2
-)
+MODEL = ModelConfig(width=8, memory_tokens=2, heads=2, encoder_depth=1, register_depth=1)
 
 
 def random_weights(module: Network, seed: int = 0) -> Network:

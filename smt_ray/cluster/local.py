@@ -62,19 +62,23 @@ def start(cpus: int, runs: int) -> None:
         os.environ.setdefault(f"{library}_SOCKET_IFNAME", _interface())
     for name in LAUNCHER:
         os.environ.pop(name, None)
-    place = get_default_ray_temp_dir()
-    if "RAY_TMPDIR" not in os.environ and len(place) > LONGEST:  # TMPDIR, which nobody chose for it
-        place = "/tmp/ray"
+    location = get_default_ray_temp_dir()
+    if (
+        "RAY_TMPDIR" not in os.environ and len(location) > LONGEST
+    ):  # TMPDIR, which nobody chose for it
+        location = "/tmp/ray"
     try:
         with _loopback():
-            ray.init("local", num_cpus=cpus, include_dashboard=False, _temp_dir=place, **SETTINGS)
+            ray.init(
+                "local", num_cpus=cpus, include_dashboard=False, _temp_dir=location, **SETTINGS
+            )
     except OSError as error:
         if error.strerror:
-            reason = f"{error.strerror}: {error.filename or place}"
+            reason = f"{error.strerror}: {error.filename or location}"
         else:  # of a socket: the whole path follows
             reason = str(error).partition(": /")[0]
         raise ValueError(
-            f"RAY_TMPDIR={place.removesuffix('/ray')}: Ray cannot start there ({reason}); give "
+            f"RAY_TMPDIR={location.removesuffix('/ray')}: Ray cannot start there ({reason}); give "
             "RAY_TMPDIR a short directory that can be written"
         ) from None
     except Exception as error:

@@ -47,7 +47,8 @@ def resolved(config: RunConfig, resources: Mapping[str, float]) -> RunConfig:
     """Return the run with numbers in place of `auto`.
 
     Workers are as many as there are GPUs, but no more than leave each an equal share of every batch
-    and whole groups of the teacher's: so the result is that of any other number.
+    and whole groups of the teacher's: so the result is that of any other number. Gang ranks are as
+    many, dealt out to the gangs.
 
     Args:
         config: the run.
@@ -57,11 +58,11 @@ def resolved(config: RunConfig, resources: Mapping[str, float]) -> RunConfig:
     gpus = int(resources.get("GPU", 0))
     device = runtime.device if runtime.device != "auto" else "gpu" if gpus else "cpu"
     most = max(1, gpus if device == "gpu" else min(ON_CPU, int(resources.get("CPU", 1))))
+    most = min(most, config.teacher.global_batch)  # a cluster may grow without limit
+    even = max(n for n in range(1, most + 1) if _shares(config, n))
     workers, ranks = runtime.workers, runtime.gang_ranks
-    if workers == "auto":
-        workers = max(n for n in range(1, most + 1) if _shares(config, n))
-    if ranks == "auto":
-        ranks = max(1, most // runtime.gangs)
+    workers = even if workers == "auto" else workers
+    ranks = max(1, even // runtime.gangs) if ranks == "auto" else ranks
     runtime = replace(runtime, device=device, workers=workers, gang_ranks=ranks)
     return replace(config, runtime=runtime)
 

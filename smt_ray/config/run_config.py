@@ -78,7 +78,7 @@ class RunConfig:
         require(self.loss.horizon <= length, "loss.horizon", self.loss.horizon, rule)
         for name in ("finetune", "bptt"):
             getattr(self, name).check(name)
-        rule = "needs the memories of all timesteps: model.encoder=causal and experimental.dense"
+        rule = "needs model.encoder=causal and experimental.dense; give --loss.no-dense-dynamics"
         ok = self.dense or not self.loss.dense_dynamics
         require(ok, "loss.dense-dynamics", self.loss.dense_dynamics, rule)
         workers = self.runtime.workers

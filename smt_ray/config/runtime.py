@@ -12,7 +12,11 @@ Device = Literal["auto", "cpu", "gpu"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RuntimeConfig:
-    """Where and how fast it runs. No field changes a result beyond rounding."""
+    """Where and how fast it runs. No field changes a result beyond rounding.
+
+    One exception: with so many workers that the share of one in the teacher's batch is smaller than
+    `loss.group`, the groups are smaller, too. The teacher's fingerprint knows.
+    """
 
     device: Device = "auto"
     """`cpu`, `gpu` (one for each worker and gang rank), or `auto`: the GPUs that are there."""
@@ -31,8 +35,8 @@ class RuntimeConfig:
     """Encoder gangs side by side, each one DeepSpeed ZeRO-3 engine over `gang-ranks` processes.
     More gangs label faster."""
     gang_ranks: Count = "auto"
-    """Processes of one gang. More of them hold a larger encoder. `auto`: all GPUs shared among the
-    gangs, on a CPU two."""
+    """Processes of one gang. More of them hold a larger encoder. `auto`: as many as workers
+    would be, shared among the gangs."""
     gang_batch: int = 64
     """Sequences that a gang encodes at once."""
     checkpoint_every: int = 500

@@ -66,11 +66,11 @@ def hub_versions(config: DataConfig, paths: Iterable[str]) -> dict[str, str]:
 
     It is the revision of a data set on the hub, or the files of a directory.
     """
-    place = Path(_name(config))
-    if not place.exists():
+    location = Path(_name(config))
+    if not location.exists():
         return dict.fromkeys(paths, str(_builder(config).hash))
-    found = listed(Location.of(place), "")
-    names = [os.path.relpath(path, place) for path in found]
+    found = listed(Location.of(location), "")
+    names = [os.path.relpath(path, location) for path in found]
     files = zip(names, versions([Location.of(path) for path in found]), strict=True)
     return dict.fromkeys(paths, hashlib.sha256(repr(list(files)).encode()).hexdigest())
 

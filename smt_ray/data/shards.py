@@ -80,20 +80,20 @@ def open_shards(
         ValueError: in one line that names the file, if the manifest is missing or has another value
             for an expected field, or if a shard is missing, truncated, or does not fit it.
     """
-    place = directory / MANIFEST
+    location = directory / MANIFEST
     try:
-        manifest: Manifest = place.read_json()
+        manifest: Manifest = location.read_json()
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise ValueError(f"{place}: no such file; run the stage that makes {kind}") from error
+        raise ValueError(f"{location}: no such file; run the stage that makes {kind}") from error
     except ValueError as error:
-        raise ValueError(f"{place}: not JSON; {_mend(place)}") from error
+        raise ValueError(f"{location}: not JSON; {_mend(location)}") from error
     if not isinstance(manifest, dict) or not {"sequence_length", "shards"} <= manifest.keys():
-        raise ValueError(f"{place}: has no sequence_length and shards; {_mend(place)}")
+        raise ValueError(f"{location}: has no sequence_length and shards; {_mend(location)}")
     for name, value in {"kind": kind, **expected}.items():
         found = manifest.get(name)
         if found != value:
             raise ValueError(
-                f"{place}: {name}={found!r}, but this run needs {value!r}; "
+                f"{location}: {name}={found!r}, but this run needs {value!r}; "
                 f"make the {kind} anew with this run's settings, or use the others"
             )
     schema = _schema(manifest)

@@ -11,7 +11,6 @@ from smt_ray.data.pieces import groups
 from smt_ray.data.sources import (
     SPLITS,
     ExampleKind,
-    Kind,
     Unit,
     explained,
     kind_of,
@@ -68,7 +67,7 @@ def plan_source(config: DataConfig) -> SourcePlan:
         Unit(next(numbers), split, group) for split in SPLITS for group in groups(pieces[split])
     )
     for split in SPLITS:
-        _check_split(config, kind, [unit for unit in units if unit.split == split], tokenizer)
+        _check_split(config, split, [unit for unit in units if unit.split == split], tokenizer)
     size = sum(weight for side in pieces.values() for _, weight in side)
     return SourcePlan(
         config=own,
@@ -79,9 +78,9 @@ def plan_source(config: DataConfig) -> SourcePlan:
     )
 
 
-def _check_split(config: DataConfig, kind: Kind, units: list[Unit], tokenizer: Tokenizer) -> None:
-    """Check that a split can fill a sequence, as far as its size and its first unit tell."""
-    split = units[0].split if units else SPLITS[1]
+def _check_split(config: DataConfig, split: str, units: list[Unit], tokenizer: Tokenizer) -> None:
+    """Check that a split can fill a sequence, as far as its size and its first document tell."""
+    kind = kind_of(config)
     pieces = [piece for unit in units for piece in unit.pieces]
     # A token covers a byte or more; the rows of a compressed file and shards tell nothing.
     packed = any(p.path.lower().endswith((".parquet", ".gz", ".zst")) for p in pieces)
@@ -89,7 +88,8 @@ def _check_split(config: DataConfig, kind: Kind, units: list[Unit], tokenizer: T
         most = sum(p.stop - p.start + 1 for p in pieces) - 1
         if most <= config.sequence_length:
             raise too_short(config, split, most)
-    if not units or next(read(units[0], config, tokenizer), None) is None:
+    documents = (found for unit in units for found in read(unit, config, tokenizer))
+    if next(documents, None) is None:
         raise too_short(config, split, 0)
 
 

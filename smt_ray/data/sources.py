@@ -91,10 +91,10 @@ def resolve(config: DataConfig) -> DataConfig:
     name = config.source.removeprefix(prefix)
     if prefix == "task:" or config.source in {"stdlib", DIGITS} or "://" in name:
         return config
-    place = Path(name).expanduser().absolute()
-    if prefix == "hf:" and not place.exists():
+    location = Path(name).expanduser().absolute()
+    if prefix == "hf:" and not location.exists():
         return config
-    return replace(config, source=f"{prefix}{place}")
+    return replace(config, source=f"{prefix}{location}")
 
 
 def load_tokenizer_of(config: DataConfig) -> Tokenizer:

@@ -189,25 +189,25 @@ class JsonTokenizer(Tokenizer):
         (directory / FILE).write_text(self._backend.to_str())
 
 
-def load_tokenizer(place: "str | Path | Location") -> Tokenizer:
+def load_tokenizer(location: "str | Path | Location") -> Tokenizer:
     """Return the tokenizer `bytes`, or the one in a JSON file or a directory that `save` wrote.
 
     Raises:
         ValueError: naming `data.tokenizer`, if nothing is there or it is no tokenizer.
     """
-    if place == "bytes":
+    if location == "bytes":
         return ByteTokenizer()
     try:
-        content = _read(_place(place) if isinstance(place, str) else place)
+        content = _read(_place(location) if isinstance(location, str) else location)
         match _parsed(content):
             case {"smt_ray": "bytes"}:
                 return ByteTokenizer()
             case {"smt_ray": "numbers", "vocabulary": int(vocabulary)}:
                 return NumberTokenizer(vocabulary)
-        return JsonTokenizer(content.decode(), masked(place))
+        return JsonTokenizer(content.decode(), masked(location))
     except (OSError, ValueError) as error:
         reason = masked(" ".join(str(error).split()))
-        raise ValueError(f"data.tokenizer={masked(place)!r}: {reason}; {MEND}") from error
+        raise ValueError(f"data.tokenizer={masked(location)!r}: {reason}; {MEND}") from error
 
 
 def _place(name: str) -> "Location":

@@ -86,7 +86,7 @@ class UnitTask(NamedTuple):
     unit: sources.Unit
     fingerprint: str
     record: Record | None = None
-    place: Location | None = None
+    location: Location | None = None
 
 
 def _make_all(tasks: list[UnitTask], work: "Work") -> Iterator[Record]:
@@ -128,11 +128,11 @@ class Work:
             return {"error": f"storage: {self.target}: {said}; {mend}", "record": b""}
 
     def _make(self, task: UnitTask) -> Record:
-        if task.record and task.place:
+        if task.record and task.location:
             try:
-                task.record.copy(task.place, self.target)
+                task.record.copy(task.location, self.target)
             except FileNotFoundError:  # its try was finished or deleted meanwhile
-                gone = task.place.name, task.fingerprint
+                gone = task.location.name, task.fingerprint
                 logger.info("%s: unit %s is gone; it is made anew", *gone)
             else:
                 return task.record

@@ -78,9 +78,9 @@ class Try:
         """Return which of the units earlier tries have finished, and where."""
         wanted = set(fingerprints)
         return {
-            record.fingerprint: (record, place)
-            for place, _ in self._earlier()
-            for record in _records(place)
+            record.fingerprint: (record, location)
+            for location, _ in self._earlier()
+            for record in _records(location)
             if record.fingerprint in wanted
         }
 
@@ -90,9 +90,9 @@ class Try:
 
     def finish(self) -> None:
         """Delete the records, and the earlier tries that failed."""
-        for place, failed in self._earlier():
+        for location, failed in self._earlier():
             if failed:
-                place.delete_dir()
+                location.delete_dir()
         (self.target / UNITS).delete_dir()
 
     def _say(self, *, failed: bool) -> None:
@@ -103,13 +103,13 @@ class Try:
         stage = self.target.name.partition("-")[0]
         parent = Location(self.target.filesystem, self.target.path.rpartition("/")[0])
         found = []
-        for place in parent.directories():
-            note = place / UNITS / TRY
-            other = place.name.startswith(f"{stage}-") and place.name != self.target.name
-            if other and note.exists() and not (place / MANIFEST).exists():
+        for location in parent.directories():
+            note = location / UNITS / TRY
+            other = location.name.startswith(f"{stage}-") and location.name != self.target.name
+            if other and note.exists() and not (location / MANIFEST).exists():
                 said = note.read_json()
                 if said["settings"] == self.settings:
-                    found.append((place, said["failed"]))
+                    found.append((location, said["failed"]))
         return found
 
 

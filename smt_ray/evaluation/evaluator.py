@@ -24,7 +24,7 @@ from smt_ray.evaluation.geometry import Plane
 from smt_ray.evaluation.gradients import last_only, supervised_gradients, unrolled_gradients
 from smt_ray.evaluation.held_out import HeldOut
 from smt_ray.evaluation.networks import Networks, load_networks
-from smt_ray.evaluation.next_k import foresight
+from smt_ray.evaluation.next_k import next_k
 from smt_ray.evaluation.ngrams import NgramModel
 from smt_ray.evaluation.scores import Score, compare, score_rollouts
 from smt_ray.model.rnn import RNN
@@ -36,7 +36,7 @@ UNITS = {"text": "bits per byte", "pixels": "bits per pixel", "task": "accuracy"
 ORDERS = (0, 1, 2)
 UNROLLED = 8
 """Sequences whose gradients are taken."""
-FORESEEN = 64
+AHEAD = 64
 """Sequences of which later targets are told."""
 POINTS = 400
 """Memories in a plot."""
@@ -46,23 +46,23 @@ PROMPT = 64
 """Tokens of a validation sequence that begin the sample."""
 
 
-def evaluate(config: RunConfig, places: dict[str, Location]) -> dict[str, Any]:
-    """Score the run on validation sequences; `places` are the artifacts' by stage.
+def evaluate(config: RunConfig, locations: dict[str, Location]) -> dict[str, Any]:
+    """Score the run on validation sequences; `locations` are the artifacts' by stage.
 
     Returns:
         `unit`; by model's name `scores` in it, `bits`, `accuracy`, `long_scores` (over four times
         the length), `drift`, `gradients`, `geometry`; `curves`, `long_curves` and `drift_curves` by
         position; `sample` of a text, `images` of pixels. What a source does not have is empty.
     """
-    return run_alone("evaluate", config.runtime, score_run, config, places)
+    return run_alone("evaluate", config.runtime, score_run, config, locations)
 
 
-def score_run(config: RunConfig, places: dict[str, Location], threads: int) -> dict[str, Any]:
+def score_run(config: RunConfig, locations: dict[str, Location], threads: int) -> dict[str, Any]:
     """Do the work of `evaluate` in this process, with so many CPU threads."""
     torch.set_num_threads(threads)
     device = torch.device("cuda" if config.runtime.gpu else "cpu")
-    held_out = HeldOut(config, places["tokens"] / "validation")
-    networks = load_networks(config, places, held_out.manifest["vocabulary"], device)
+    held_out = HeldOut(config, locations["tokens"] / "validation")
+    networks = load_networks(config, locations, held_out.manifest["vocabulary"], device)
     rnns, kind = networks.rnns, config.data.kind
     scores, drifts = compare(networks.encoder, networks.readouts, rnns, held_out.batches(), device)
     drifts.pop("bptt", None)  # its memories are its own: the labels are no target for them
@@ -71,7 +71,7 @@ def score_run(config: RunConfig, places: dict[str, Location], threads: int) -> d
     bits = {name: score.bits for name, score in scores.items()}
     curves = {name: _curve(score, kind) for name, score in scores.items()}
     if kind == "text":
-        for name, total in _ngrams(places["tokens"] / "train", held_out).items():
+        for name, total in _ngrams(locations["tokens"] / "train", held_out).items():
             per_unit = total / scores["teacher"].covered
             bits[name] = float(per_unit.sum())
             curves[name] = (per_unit * len(per_unit)).tolist()
@@ -88,9 +88,9 @@ def score_run(config: RunConfig, places: dict[str, Location], threads: int) -> d
         "drift": {name: drift.nmse for name, drift in drifts.items()},
         "drift_curves": {name: _listed(drift.curve) for name, drift in drifts.items()},
         "gradients": _gradients(config, networks, first, device),
-        "foresight": _foresight(config, networks, first, device),
+        "next_k": _next_k(config, networks, first, device),
         "geometry": _geometry(config, networks, first, device) if kind == "task" else {},
-        "sample": _sample(config, places, first, device) if kind == "text" else {},
+        "sample": _sample(config, locations, first, device) if kind == "text" else {},
         "images": _images(config, rnns["rnn"], held_out, device) if kind == "pixels" else {},
         "parameters_rnn": sum(p.numel() for p in rnns["rnn"].parameters()),
     }
@@ -132,17 +132,17 @@ def _gradients(
 
 
 @torch.inference_mode()
-def _foresight(
+def _next_k(
     config: RunConfig, networks: Networks, batch: Batch, device: torch.device
 ) -> dict[str, list[float | None]]:
     """Return what the decoder tells of later targets from the memories of teacher and RNN."""
-    inputs, targets = (batch[name][:FORESEEN].to(device) for name in ("inputs", "targets"))
+    inputs, targets = (batch[name][:AHEAD].to(device) for name in ("inputs", "targets"))
     targeted = int((batch["targets"] != IGNORED).sum())
     units = int(batch["bytes"].sum()) / targeted if "bytes" in batch else 1.0
     memories = {"teacher": networks.encoder(inputs), "rnn": networks.rnns["rnn"].rollout(inputs)}
     return {
         name: _curve(
-            foresight(memory, networks.decoder, inputs, targets, config.loss.horizon, units),
+            next_k(memory, networks.decoder, inputs, targets, config.loss.horizon, units),
             config.data.kind,
         )
         for name, memory in memories.items()
@@ -180,10 +180,10 @@ def _images(config: RunConfig, rnn: RNN, held_out: HeldOut, device: torch.device
 
 
 def _sample(
-    config: RunConfig, places: dict[str, Location], batch: Batch, device: torch.device
+    config: RunConfig, locations: dict[str, Location], batch: Batch, device: torch.device
 ) -> dict[str, str]:
     """Let the exported RNN write on after the beginning of a validation sequence."""
-    settings, rnn = config.evaluation, load_rnn(places["export"]).to(device)
+    settings, rnn = config.evaluation, load_rnn(locations["export"]).to(device)
     prompt = rnn.tokenizer.decode(batch["inputs"][0, :PROMPT].numpy())
     random = torch.Generator(device).manual_seed(config.seed)
     pieces = rnn.write(

@@ -19,7 +19,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 @dataclass(frozen=True, slots=True)
 class Networks:
-    """The parts of the teacher; readouts and RNNs by the names of `evaluation.plots.SERIES`."""
+    """The parts of the teacher; readouts and RNNs by the names of `report.plots.SERIES`."""
 
     encoder: nn.Module
     decoder: Decoder
@@ -29,9 +29,9 @@ class Networks:
 
 
 def load_networks(
-    config: RunConfig, places: dict[str, Location], vocabulary: int, device: torch.device
+    config: RunConfig, locations: dict[str, Location], vocabulary: int, device: torch.device
 ) -> Networks:
-    """Load the networks of every stage in `places`, in evaluation mode."""
+    """Load the networks of every stage in `locations`, in evaluation mode."""
     model, rnn_model = config.model, config.rnn_model
 
     def load(module: Network, weights: dict[str, Tensor]) -> Network:
@@ -41,17 +41,17 @@ def load_networks(
     def rnn(weights: dict[str, Tensor]) -> RNN:
         return load(RNN(rnn_model, vocabulary), weights)
 
-    teacher, dmt = places["teacher"], places["dmt"]
+    teacher, dmt = locations["teacher"], locations["dmt"]
     decoder = load(Decoder(model, vocabulary), load_weights(teacher, "decoder."))
     before = RNN(rnn_model, vocabulary)
-    load(before.cell, load_weights(places["transition"], "cell."))
+    load(before.cell, load_weights(locations["transition"], "cell."))
     before.readout = decoder
     rnns = {"rnn_before_dmt": before.to(device).eval()}
-    if "finetune" in places:
+    if "finetune" in locations:
         rnns["rnn_before_finetune"] = rnn(load_weights(dmt, "rnn."))
-    rnns["rnn"] = rnn(load_weights(places["export"]))
-    if "bptt" in places:
-        rnns["bptt"] = rnn(load_weights(places["bptt"], "rnn."))
+    rnns["rnn"] = rnn(load_weights(locations["export"]))
+    if "bptt" in locations:
+        rnns["bptt"] = rnn(load_weights(locations["bptt"], "rnn."))
     trained = load(Decoder(model, vocabulary), load_weights(dmt, "teacher_readout."))
     return Networks(
         load(build_encoder(model, vocabulary), load_weights(teacher, "encoder.")),

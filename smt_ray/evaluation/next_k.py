@@ -34,7 +34,7 @@ def memories_at_once(decoder: Decoder, horizon: int) -> int:
     return max(1, min(TOKENS // (slots + horizon), NUMBERS // (horizon * vocabulary)))
 
 
-def foresight(
+def next_k(
     memory: Float[Tensor, "B L K D"],
     decoder: Decoder,
     inputs: Int[Tensor, "B L"],

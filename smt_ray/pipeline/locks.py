@@ -84,12 +84,12 @@ class Holder:
 
 
 @contextmanager
-def locked(place: Location, run: str) -> Iterator[None]:
-    """Hold the lock on `place` for `run`, after waiting for as long as another process has it.
+def locked(location: Location, run: str) -> Iterator[None]:
+    """Hold the lock on `location` for `run`, after waiting for as long as another process has it.
 
     A process that stood still until another took its lock is ended: it must not go on writing.
     """
-    lock = _Lock(place, run)
+    lock = _Lock(location, run)
     lock.take()
     try:
         yield
@@ -98,8 +98,8 @@ def locked(place: Location, run: str) -> Iterator[None]:
 
 
 class _Lock:
-    def __init__(self, place: Location, run: str) -> None:
-        self.name, self.file = place.name, Location(place.filesystem, f"{place.path}.lock")
+    def __init__(self, location: Location, run: str) -> None:
+        self.name, self.file = location.name, Location(location.filesystem, f"{location.path}.lock")
         self._own = {
             "run": run,
             "host": socket.gethostname(),

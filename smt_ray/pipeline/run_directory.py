@@ -3,6 +3,7 @@
 import json
 import platform
 from importlib.metadata import version
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ import yaml
 
 from smt_ray.cluster.resources import here, resolved
 from smt_ray.config import RunConfig, anonymous, leaves, masked, on_texts
+from smt_ray.data.curriculum import lengths
 from smt_ray.data.storage import Location
 from smt_ray.data.weights import load_weights
 from smt_ray.pipeline.artifacts import Artifact
@@ -22,7 +24,7 @@ from smt_ray.train.metrics import read_metrics
 RUNTIME = ("runtime.", "name", "storage", "preset")
 """Beginnings of the fields that may change under an existing name."""
 TRAINED = ("teacher", "transition", "dmt", "finetune", "bptt")
-SHOWN = ("curves", "long_curves", "gradients", "foresight", "geometry", "images", "sample")
+SHOWN = ("curves", "long_curves", "gradients", "next_k", "geometry", "images", "sample")
 """Parts of the scores that the report shows as they are."""
 
 
@@ -129,9 +131,11 @@ def _summary(
 def trained_tokens(config: RunConfig) -> dict[str, int]:
     """Return the tokens that each stage is trained on, repeated ones counted again."""
     length = config.data.sequence_length
-    return {
+    counts = {
         stage: train.steps * train.global_batch * length for stage, train in config.stages().items()
     }
+    short = lengths(config.data, config.teacher.curriculum)
+    return counts | {"teacher": round(counts["teacher"] * fmean(short) / length)}
 
 
 def _model_figures(scores: dict[str, Any]) -> dict[str, float]:

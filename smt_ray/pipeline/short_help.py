@@ -110,7 +110,7 @@ def _row(name: str, value: object, text: str) -> str:
     shown = "yes" if value is True else value
     default = "" if value is False or value in ("", ()) else f" [{shown}]"
     flag = f"  --{name}"
-    body = textwrap.wrap(f"{text}{default}", WIDTH - INDENT)
+    body = textwrap.wrap(f"{text}{default}", WIDTH - INDENT, break_on_hyphens=False)
     first = f"{flag:<{INDENT}}" if len(flag) < INDENT else f"{flag}\n{'':<{INDENT}}"
     return first + f"\n{'':<{INDENT}}".join(body)
 

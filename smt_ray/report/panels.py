@@ -33,7 +33,7 @@ class Report:
     """NMSE of the rollout by position, (L,), for `rnn` and `rnn_before_dmt`."""
     gradients: Mapping[str, Curve] = field(default_factory=dict)
     """||dL/dm_t|| by timestep, (L,), for `teacher`, and for `rnn` and `bptt` unrolled."""
-    foresight: Mapping[str, Curve] = field(default_factory=dict)
+    next_k: Mapping[str, Curve] = field(default_factory=dict)
     """The unit by how far ahead the target is, (F,), for memories of `teacher` and `rnn`."""
     geometry: Mapping[str, pictures.Points] = field(default_factory=dict)
     """`x`, `y` and `state` of memories, for `teacher` and `rnn`."""
@@ -151,7 +151,7 @@ def result_panels(report: Report) -> list[Panel]:
                 curves, x="timestep t", y="||dL/dm|| at t", log_x=False, log_y=True
             ),
         )
-    if curves := _spread(report.foresight):
+    if curves := _spread(report.next_k):
         add(
             "What a memory tells of later targets",
             "The teacher's decoder, from one memory and the inputs after it, on the next target, "

@@ -169,6 +169,7 @@ def _trained(scenario: Scenario, name: str, train: TrainConfig, stage: Stage) ->
     flops = batch * sequence_flops(run, scenario.vocabulary)[name]
     parameters = networks(run, scenario.vocabulary).parameters[name]
     efficiency = _efficiency(scenario, stage, workers)
+    group = run.loss.group if name == "teacher" else 1
     validations = 1 + math.ceil(steps / train.validate_every)
     every = run.runtime.checkpoint_every
     checkpoints = validations + steps // every - steps // math.lcm(every, train.validate_every)
@@ -197,11 +198,13 @@ def _trained(scenario: Scenario, name: str, train: TrainConfig, stage: Stage) ->
         flops=steps * flops,
         startup_s=stage.startup_s,
         storage_bytes=read,
-        collective_bytes=steps * _step_bytes(run, train, parameters, workers),
+        collective_bytes=steps * _step_bytes(run, train, parameters, workers, group),
     )
 
 
-def _step_bytes(run: RunConfig, train: TrainConfig, parameters: int, workers: int) -> float:
+def _step_bytes(
+    run: RunConfig, train: TrainConfig, parameters: int, workers: int, group: int
+) -> float:
     """Return what all workers send for one optimizer step.
 
     Gradients are reduced (one pass of the ring) and what comes of them is gathered (another); ZeRO
@@ -212,7 +215,8 @@ def _step_bytes(run: RunConfig, train: TrainConfig, parameters: int, workers: in
     once = (workers - 1) * parameters * (2 if short else 4)
     if runtime.zero_stage < 3:
         return 2 * once
-    passes = math.ceil(train.global_batch / workers / runtime.micro_batch)
+    rows = runtime.rows(train.global_batch, workers, group)
+    passes = math.ceil(train.global_batch / workers / rows)
     return once * (1 + 2 * passes)
 
 

@@ -78,7 +78,8 @@ def _plan(values: dict[str, Any], run: RunConfig) -> Plan:
     if preset is not None:
         if preset not in PRESETS:
             raise ValueError(f"preset={preset!r}: must be one of {', '.join(PRESETS)}")
-        run = named(preset).update({"data": {"source": run.data.source}})
+        own = {name: getattr(run.data, name) for name in ("source", "subset", "revision")}
+        run = named(preset).update({"data": own})
     run = resolved(run.update(_mapping(values, "config")), here())
     prices = {name: _number(f"prices.{name}", p) for name, p in _mapping(values, "prices").items()}
     worker = _price(prices, "worker", values.get("worker"))

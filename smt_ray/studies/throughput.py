@@ -76,19 +76,22 @@ class Throughput:
             yield Point(**row | {"scaling": plan.scaling})
 
     @cached_property
-    def resources(self) -> dict[str, float]:
-        """The session: CPUs and GPUs of the cluster that is joined or started."""
+    def widest(self) -> RunConfig:
+        """The session: the run with the most workers and gangs, resolved for the cluster."""
         runtime = {
             "workers": max(plan.config.runtime.worker_count for plan in self.planned),
             "gangs": max(plan.config.runtime.gangs for plan in self.planned),
         }
         widest = max(self.planned, key=lambda plan: plan.config.runtime.worker_count).config
-        preflight(connect(widest.update({"runtime": runtime})))
-        return there()
+        found = connect(widest.update({"runtime": runtime}))
+        preflight(found)
+        return found
 
     def _resolved(self, config: RunConfig) -> RunConfig:
-        """Return a run with numbers for this cluster in place of `auto`."""
-        return resolved(config, self.resources)
+        """Return a run with the device and the gang ranks of all other points."""
+        runtime = self.widest.runtime
+        own = {"device": runtime.device, "gang_ranks": runtime.gang_ranks}
+        return resolved(config.update({"runtime": own}), there())
 
     @cached_property
     def stages(self) -> Stages:
@@ -123,9 +126,9 @@ class Throughput:
         return self._fresh(self._program("transition", self.config))
 
     def _fresh(self, program: Program) -> Location:
-        place = (self.scratch / f"fresh-{program.stage}").make_dir()
-        ray.get(ray.remote(num_cpus=1)(_write_fresh).remote(program, place))
-        return place
+        location = (self.scratch / f"fresh-{program.stage}").make_dir()
+        ray.get(ray.remote(num_cpus=1)(_write_fresh).remote(program, location))
+        return location
 
     @cached_property
     def labels(self) -> Location:
@@ -133,11 +136,13 @@ class Throughput:
         most = max(_batch(plan) for plan in self.planned if plan.stage != "labels")
         counts = self.stages.made["tokens"].figures["sequences"]
         enough = (most + 4 * most**0.5 + 4) / min(counts.values())  # a hash chooses: 4 sigma
-        place = self.scratch / "labels"
-        self._write_labels(self.config, enough, place)
-        return place
+        location = self.scratch / "labels"
+        self._write_labels(self.config, enough, location)
+        return location
 
-    def _write_labels(self, config: RunConfig, fraction: float, place: Location) -> dict[str, Any]:
+    def _write_labels(
+        self, config: RunConfig, fraction: float, location: Location
+    ) -> dict[str, Any]:
         counts = self.stages.made["tokens"].figures["sequences"]
         fraction = max(fraction, 9 / min(counts.values()))  # a hash chooses: one at least
         one = {"global_batch": 1}  # no training is to come that could ask for more
@@ -150,7 +155,7 @@ class Throughput:
             }
         )
         tokens = self.stages.made["tokens"].location
-        return write_labels(few, tokens, self.teacher, "study", self.vocabulary, place)
+        return write_labels(few, tokens, self.teacher, "study", self.vocabulary, location)
 
     def _program(self, stage: str, config: RunConfig) -> Program:
         tokens = self.stages.made["tokens"].location
@@ -167,13 +172,13 @@ class Throughput:
         config, count = self._resolved(plan.config), plan.count
         program = self._program(plan.stage, config)
         train, length = program.train, config.data.sequence_length
-        place = self.scratch / plan.name
-        place.delete_dir()
+        location = self.scratch / plan.name
+        location.delete_dir()
         began = time.monotonic()
-        fit(program, config.runtime, place.make_dir(), traced_steps=config.runtime.log_every)
+        fit(program, config.runtime, location.make_dir(), traced_steps=config.runtime.log_every)
         seconds = time.monotonic() - began
-        times = training_times(read_metrics(place))
-        place.delete_dir()
+        times = training_times(read_metrics(location))
+        location.delete_dir()
         share = train.global_batch / count
         busy = self.steps * times.pop("mean_s") + times.pop("rest_s")
         return Point(
@@ -202,11 +207,11 @@ class Throughput:
         block = SHARD_BYTES // (row_bytes * config.data.sequence_length * runtime.gang_batch)
         batches = max(self.steps // 4, BLOCKS * max(1, block))
         rows = count * batches * runtime.gang_batch
-        place = self.scratch / plan.name
-        place.delete_dir()
+        location = self.scratch / plan.name
+        location.delete_dir()
         train = self.stages.made["tokens"].figures["sequences"]["train"]
-        figures = self._write_labels(config, rows / train, place)
-        place.delete_dir()
+        figures = self._write_labels(config, rows / train, location)
+        location.delete_dir()
         rate = figures["labels_per_s"]
         ranks, length = runtime.rank_count, config.data.sequence_length
         flops = sequence_flops(config, self.vocabulary)["labels"]
@@ -243,5 +248,5 @@ def _batch(plan: Measurement) -> int:
     return plan.config.stages()[plan.stage].global_batch if plan.stage != "labels" else 0
 
 
-def _write_fresh(program: Program, place: Location) -> None:
-    write_weights(place, program.objective().state_dict())
+def _write_fresh(program: Program, location: Location) -> None:
+    write_weights(location, program.objective().state_dict())

@@ -23,7 +23,7 @@ from smt_ray.config import RunConfig, masked
 from smt_ray.data.storage import Location
 from smt_ray.pipeline import run as pipeline
 from smt_ray.pipeline.locks import logger as locks_logger
-from smt_ray.studies.trials import Records, Trial
+from smt_ray.studies.trials import Records, Trial, on_one_gpu
 from smt_ray.train.metrics import read_metrics
 
 POLL_S = 2.0
@@ -86,7 +86,7 @@ def _run(config: RunConfig, overwrite: bool) -> Iterator[str | dict[str, Any] | 
         source.addHandler(QueueHandler(lines))
         source.setLevel(logging.INFO)
     with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(pipeline.run, config, overwrite=overwrite)
+        running = pool.submit(pipeline.run, on_one_gpu(config), overwrite=overwrite)
         running.add_done_callback(lambda _: lines.put(None))
         while line := lines.get():
             yield masked(" ".join(line.getMessage().split()))

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from smt_ray.cluster.resources import resolved, there
 from smt_ray.config import RunConfig
 from smt_ray.data.source_plan import plan_source
 from smt_ray.data.storage import Location
@@ -77,6 +78,15 @@ class Planner:
             except ValueError as error:
                 raise ValueError(f"space=({written(fields)}): {error}") from error
         return found
+
+
+def on_one_gpu(config: RunConfig) -> RunConfig:
+    """Return a trial with numbers in place of `auto`: one GPU at most, so that others fit beside.
+
+    Ray must be there.
+    """
+    found = there()
+    return resolved(config, found | {"GPU": min(1.0, found["GPU"])})
 
 
 def in_turn(trials: Sequence[Trial]) -> list[Trial]:

@@ -35,7 +35,7 @@ from smt_ray.studies.options import ONCE, RECORD, Sweeper, read_record
 from smt_ray.studies.search import Search, Suggestions
 from smt_ray.studies.space import draws, grid, parse_space, written
 from smt_ray.studies.trainable import BITS, STEP, follow
-from smt_ray.studies.trials import Planner, Records, Trial, distinct, in_turn
+from smt_ray.studies.trials import Planner, Records, Trial, distinct, in_turn, on_one_gpu
 
 logger = logging.getLogger(__name__)
 ENVIRONMENT = {
@@ -217,7 +217,8 @@ class Sweep:
         asked = self.options.concurrent
         runtime = resolved(self.run_config, here()).runtime
         busy = runtime.processes * runtime.threads
-        run = connect(self.run_config, asked or max(1, usable_cpus() // busy))
+        connect(self.run_config, asked or max(1, usable_cpus() // busy))
+        run = on_one_gpu(self.run_config)
         preflight(run)
         room = slots(ray.cluster_resources(), run.runtime)
         if asked > room:

@@ -145,7 +145,8 @@ class Training:
     def _begin(self) -> None:
         """Begin the interval that the next row of metrics is about."""
         self.sums: dict[str, Tensor] = {}
-        self.first, self.since, self.waited = self.done, time.monotonic(), 0.0
+        self.first, self.since = self.done, time.monotonic()
+        self.waited, self.tokens = 0.0, 0
 
     def _step(self) -> bool:
         """Take one step; return whether to stop after it."""
@@ -161,7 +162,7 @@ class Training:
         if step.carry is not None:
             self.stream.carry(self.done, step.carry)
         self.done += 1
-        self.tokens = self.train.global_batch * batch["inputs"].shape[1]
+        self.tokens += self.train.global_batch * batch["inputs"].shape[1]
         # Counts the steps up to the first bad one: NaN spreads to all later ones.
         finite = step.metrics["loss/total"].isfinite()
         for name, value in {**step.metrics, "finite": finite}.items():
@@ -199,7 +200,7 @@ class Training:
         means["time/data_s"] = self.waited / steps  # rank 0's, of each step
         if self.trace and self.done == self.train.steps:
             means["time/collectives_s"] = self.trace.stop() / self.traced_steps
-        means["rate/tokens_per_s"] = self.tokens * steps / elapsed
+        means["rate/tokens_per_s"] = self.tokens / elapsed
         means["optimizer/learning_rate"] = self.learning_rate
         self.loss, self.rate = means["loss/total"], means["rate/tokens_per_s"]
         self.host.record(self.done, means)

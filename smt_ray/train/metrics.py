@@ -72,12 +72,12 @@ def read_metrics(directory: Location) -> list[Row]:
     Raises:
         ValueError: in one line that names the file and the line, if it is damaged.
     """
-    place = directory / "metrics.jsonl"
-    lines = place.read_bytes().splitlines() if place.exists() else []
+    location = directory / "metrics.jsonl"
+    lines = location.read_bytes().splitlines() if location.exists() else []
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
             rows.append(json.loads(line))
         except ValueError as error:
-            raise place.damaged(f"line {number}: {error}", "delete that line") from error
+            raise location.damaged(f"line {number}: {error}", "delete that line") from error
     return rows

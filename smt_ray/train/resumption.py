@@ -37,12 +37,12 @@ def last_whole(directory: Location, stage: str) -> int:
         OSError: if the storage cannot be read.
     """
     results = []
-    for place in _checkpoints(directory):
+    for location in _checkpoints(directory):
         try:
-            results.append(_result(place))
+            results.append(_result(location))
         except ValueError as error:
             logger.warning("%s: skipped an unfinished or damaged checkpoint: %s", stage, error)
-            place.delete_dir()
+            location.delete_dir()
     record = directory / RECORD
     if results:
         record.write_json(_record(results))
@@ -52,27 +52,29 @@ def last_whole(directory: Location, stage: str) -> int:
 
 
 def _checkpoints(directory: Location) -> list[Location]:
-    return [place for place in directory.directories() if place.name.startswith(CHECKPOINTS)]
+    return [
+        location for location in directory.directories() if location.name.startswith(CHECKPOINTS)
+    ]
 
 
-def _result(place: Location) -> dict[str, Any]:
+def _result(location: Location) -> dict[str, Any]:
     """Return a checkpoint as Ray Train's record has it.
 
     Raises:
         ValueError: naming the file that is missing, truncated or of another kind.
     """
     try:
-        state = (place / STATE).read_json()
+        state = (location / STATE).read_json()
         metrics = {"step": state["step"], "validation/loss": state["loss"]}
         ranks = range(state["world"])
     except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{place / STATE}: missing, or not of a checkpoint") from error
+        raise ValueError(f"{location / STATE}: missing, or not of a checkpoint") from error
     for rank in ranks:
-        _check_tensors(place / f"weights-{rank:05d}.safetensors")
-        stream = place / f"stream-{rank:05d}.safetensors"
+        _check_tensors(location / f"weights-{rank:05d}.safetensors")
+        stream = location / f"stream-{rank:05d}.safetensors"
         if stream.exists():
             _check_tensors(stream)
-    return {"version": 0, "checkpoint_dir_name": place.name, "metrics": metrics}
+    return {"version": 0, "checkpoint_dir_name": location.name, "metrics": metrics}
 
 
 def _check_tensors(file: Location) -> None:

@@ -58,8 +58,9 @@ class RayTrainHost(Host):
 
     def engine(self, objective: Objective, train: TrainConfig) -> Engine:
         """Return a DeepSpeed engine over all workers."""
-        config, runtime = self.assignment.program.config, self.assignment.runtime
-        return DeepSpeedEngine(objective, train, runtime, self.device, group=config.loss.group)
+        program, runtime = self.assignment.program, self.assignment.runtime
+        group = program.config.loss.group if program.stage == "teacher" else 1
+        return DeepSpeedEngine(objective, train, runtime, self.device, group=group)
 
     @contextmanager
     def latest(self) -> Iterator[Checkpoint | None]:

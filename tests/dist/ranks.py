@@ -6,12 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
 from smt_ray.cluster.zero import prepare_process
 from smt_ray.config import RuntimeConfig, TrainConfig
 from smt_ray.objectives.objective import Objective
+from smt_ray.train import programs
 from smt_ray.train.engine import DeepSpeedEngine, Engine
 from smt_ray.train.host import InProcess
 from smt_ray.train.loop import Program
@@ -31,7 +33,8 @@ def _rank(
     rank: int, work: Callable[..., Runs], world: int, place: Path, arguments: tuple[Any, ...]
 ) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
-    prepare_process(RuntimeConfig())
+    prepare_process(RuntimeConfig(device="cpu"))
+    programs.IN_FLIGHT = 2  # so few that a window is visited several times
     store = f"file://{place / 'store'}"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
     runs = work(*arguments)
@@ -43,13 +46,15 @@ def _rank(
 class RankHost(InProcess):
     """A rank of the process group, with DeepSpeed under the loop; it ends at step `stop`."""
 
-    def __init__(self, runtime: RuntimeConfig, stop: int, directory: Path | None) -> None:
+    def __init__(
+        self, runtime: RuntimeConfig, group: int, stop: int, directory: Path | None
+    ) -> None:
         super().__init__(directory)
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
-        self.runtime, self.stop = runtime, stop
+        self.runtime, self.group, self.stop = runtime, group, stop
 
     def engine(self, objective: Objective, train: TrainConfig) -> Engine:
-        self.built = DeepSpeedEngine(objective, train, self.runtime, self.device)
+        self.built = DeepSpeedEngine(objective, train, self.runtime, self.device, group=self.group)
         return self.built
 
     def stop_requested(self, done: int, loss: float, rate: float) -> bool:
@@ -57,7 +62,7 @@ class RankHost(InProcess):
 
 
 class FromRandomWeights:
-    """A program whose objective begins with random weights."""
+    """A program whose objective begins with random weights, so small that rounding stays small."""
 
     def __init__(self, program: Program) -> None:
         self._program = program
@@ -66,7 +71,11 @@ class FromRandomWeights:
         return getattr(self._program, name)
 
     def objective(self) -> Objective:
-        return random_weights(self._program.objective())
+        objective = random_weights(self._program.objective())
+        with torch.no_grad():
+            for parameter in objective.parameters():
+                parameter.mul_(0.7)
+        return objective
 
 
 def train(
@@ -83,8 +92,9 @@ def train(
     Returns:
         As `figures` does.
     """
-    runtime = RuntimeConfig(workers=dist.get_world_size(), log_every=1, **settings)
-    host = RankHost(runtime, stop, directory)
+    world = dist.get_world_size()
+    runtime = RuntimeConfig(device="cpu", workers=world, log_every=1, **settings)
+    host = RankHost(runtime, program.config.loss.group, stop, directory)
     run_loop(FromRandomWeights(program), host, runtime)
     dist.barrier()
     host.built.destroy()
@@ -99,13 +109,17 @@ def train_plainly(program: Program, rows: int) -> dict[str, Any]:
 
 
 def figures(host: InProcess) -> dict[str, Any]:
-    """Return metrics by step as lists, and `validation`: the figures of the last one."""
+    """Return metrics by step as lists, and the figures of two validations.
+
+    `before` are those of the first one that this host made, `validation` those of the last.
+    """
     rows: dict[str, list[float]] = {}
-    validation: dict[str, float] = {}
+    validations: list[dict[str, float]] = []
     for row in host.rows_of_metrics:
+        held_out = {k: v for k, v in row.items() if k.startswith(("validation/", "drift/"))}
+        if held_out:
+            validations.append(held_out)
         for name, value in row.items():
-            if name.startswith(("validation/", "drift/")):
-                validation[name] = value
-            elif name.startswith(("loss/", "norm/")):
+            if name.startswith(("loss/", "norm/")):
                 rows.setdefault(name, []).append(value)
-    return {**rows, "validation": validation}
+    return {**rows, "before": validations[0], "validation": validations[-1]}

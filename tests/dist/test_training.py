@@ -3,26 +3,29 @@
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from smt_ray.config import (
-    BpttConfig,
     DataConfig,
     DmtConfig,
     LossConfig,
+    OptimizerConfig,
+    OptionalStageConfig,
     Precision,
     RunConfig,
-    TrainConfig,
+    TeacherConfig,
     TransitionConfig,
+    UnrollConfig,
 )
 from smt_ray.data.storage import Location
 from smt_ray.objectives.teacher import Teacher
 from smt_ray.objectives.transition import Transition
 from smt_ray.train.checkpoint import Checkpoint
+from smt_ray.train.loop import Program
 from smt_ray.train.programs import BpttProgram, DmtProgram, TeacherProgram, TransitionProgram
 from tests.dist.ranks import Runs, launch, train, train_plainly
 from tests.samples import MODEL, VOCABULARY, random_weights, rows, write
@@ -30,8 +33,11 @@ from tests.samples import MODEL, VOCABULARY, random_weights, rows, write
 pytestmark = pytest.mark.dist
 
 L, HALF, STEPS, STAGES, ENDS = 8, 4, 8, (0, 1, 2, 3), (0, 3)
-CLIP = 0.05
+CLIP, GROUP = 0.05, 2
 APART = {"norm/cell", "norm/rest"}
+VALIDATIONS = {"before", "validation"}
+TEACHERS = ("teacher", "whitened", "curriculum")
+ALIKE = (*TEACHERS, "transition", "dmt", "bptt")
 
 
 @dataclass(frozen=True)
@@ -43,26 +49,28 @@ class Work:
     def config(
         self,
         precision: Precision = "float32",
-        uniformity: float = 0.1,
         mode: Literal["parallel", "sequential"] = "parallel",
+        curriculum: int = 1,
+        **loss: Any,
     ) -> RunConfig:
-        settings = TrainConfig(
-            steps=STEPS,
-            global_batch=8,
-            learning_rate=1e-2,
-            warmup_fraction=0.3,
-            clip_norm=CLIP,
-            precision=precision,
-            schedule="cosine",
-        )
+        own: dict[str, Any] = {"steps": STEPS, "global_batch": 8, "learning_rate": 3e-3}
+        shared = {"timesteps": 3, "horizon": 4, "uniformity": 0.1, "dynamics": 1.0, "group": GROUP}
         return RunConfig(
             data=DataConfig(sequence_length=L),
             model=MODEL,
-            loss=LossConfig(timesteps=3, horizon=4, uniformity=uniformity, dynamics=1.0),
-            teacher=settings,
-            transition=TransitionConfig(train=settings),
-            dmt=DmtConfig(train=settings, mode=mode, visits=2.0, windows=2),
-            bptt=BpttConfig(train=settings, mode="parallel", span=3, windows=2, visits=2.0),
+            optimizer=OptimizerConfig(
+                warmup_fraction=0.3,
+                clip_norm=CLIP,
+                precision=precision,
+                schedule="cosine",
+                validation_sequences=64,
+            ),
+            loss=LossConfig(**shared | loss),
+            teacher=TeacherConfig(**own, curriculum=curriculum),
+            transition=TransitionConfig(**own),
+            dmt=DmtConfig(**own, mode=mode, visits=2.0),
+            bptt=OptionalStageConfig(**own),
+            unroll=UnrollConfig(mode="parallel", span=3, visits=2.0),
         )
 
     def prepare(self) -> None:
@@ -81,6 +89,12 @@ class Work:
             self.config(**changes), Location.of(self.place / "tokens"), VOCABULARY
         )
 
+    def whitened(self):
+        return self.teacher(whiten_dynamics="slots", dense_dynamics=True)
+
+    def curriculum(self):
+        return self.teacher(curriculum=2)
+
     def bptt(self, **changes):
         return BpttProgram(self.config(**changes), Location.of(self.place / "tokens"), VOCABULARY)
 
@@ -93,6 +107,10 @@ class Work:
         labels, teacher, transition = (Location.of(self.place / name) for name in names)
         config = self.config(**changes)
         return DmtProgram(config, labels, {}, teacher, transition, VOCABULARY)
+
+    def alike(self) -> dict[str, Program]:
+        """Return the programs that come to the same however a batch is cut."""
+        return {name: getattr(self, name)() for name in ALIKE}
 
 
 def on_two_ranks(work: Work) -> Runs:
@@ -109,41 +127,33 @@ def on_two_ranks(work: Work) -> Runs:
         runs[f"dmt, ZeRO {stage}"] = at(work.dmt(), STEPS)
         runs[f"sequential, ZeRO {stage}"] = at(work.dmt(mode="sequential"), STEPS)
         runs[f"bptt, ZeRO {stage}"] = at(work.bptt(), STEPS)
-    alike = {
-        "teacher": work.teacher(uniformity=0.0),
-        "transition": work.transition(),
-        "dmt": work.dmt(),
-        "bptt": work.bptt(),
-    }
+    alike = work.alike()
     for name, program in alike.items():
         runs[f"{name}, 4"] = train(program, STEPS, micro_batch=4)
         runs[f"{name}, 2 x 2"] = train(program, STEPS, micro_batch=2)
 
-    runs["transition, half"] = train(
-        work.transition(), HALF, directory=place / "half", zero_stage=3, micro_batch=2
-    )
     for stage in ENDS:
         program, saved = work.dmt(precision="bfloat16"), place / f"bfloat16-{stage}"
         at = functools.partial(train, program, zero_stage=stage, micro_batch=2)
         runs[f"bfloat16 {stage}"] = at(STEPS)
         runs[f"bfloat16 {stage}, half"] = at(HALF, directory=saved)
         runs[f"bfloat16 {stage}, rest"] = at(STEPS, directory=saved)
-    for name, program in (("dmt", work.dmt()), ("bptt", work.bptt())):
-        runs[f"{name}, half"] = train(program, HALF, directory=place / name, micro_batch=2)
+    for name, program in alike.items():
+        saved, zero = place / f"half-{name}", 3 if name == "transition" else 0
+        runs[f"{name}, half"] = train(
+            program, HALF, directory=saved, zero_stage=zero, micro_batch=2
+        )
     return runs
 
 
 def on_one_rank(work: Work) -> Runs:
     """Go on alone from what two ranks saved; and with DeepSpeed, with torch alone."""
-    runs = {"transition, rest": train(work.transition(), STEPS, directory=work.place / "half")}
-    alike = {"transition": work.transition(), "dmt": work.dmt(), "bptt": work.bptt()}
+    runs, alike = {}, work.alike()
     for name, program in alike.items():
         runs[name] = train(program, STEPS, micro_batch=8)
-    for name in ("dmt", "bptt"):
-        saved = work.place / name
-        runs[f"{name}, rest"] = train(alike[name], STEPS, directory=saved, micro_batch=8)
-    both = {"teacher": work.teacher(), "bfloat16": work.dmt(precision="bfloat16")}
-    for name, program in (alike | both).items():
+        saved = work.place / f"half-{name}"
+        runs[f"{name}, rest"] = train(program, STEPS, directory=saved, micro_batch=8)
+    for name, program in (alike | {"bfloat16": work.dmt(precision="bfloat16")}).items():
         runs[f"{name}, DeepSpeed"] = train(program, STEPS, micro_batch=4)
         runs[f"{name}, plain"] = train_plainly(program, 4)
     return runs
@@ -190,7 +200,7 @@ def test_zero_stages_agree(runs, objective, stage):
     plain = runs[f"{objective}, ZeRO 0"]
     assert len(plain["loss/total"]) == STEPS
     assert min(plain["norm/gradient"]) > CLIP  # every step was clipped
-    assert plain["loss/total"][-1] < plain["loss/total"][0]
+    assert plain["validation"]["validation/loss"] < plain["before"]["validation/loss"]
     same(runs[f"{objective}, ZeRO {stage}"], plain)
 
 
@@ -202,12 +212,9 @@ def test_zero_stages_reach_the_same_weights(runs, place):
             torch.testing.assert_close(value, saved[0][name], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("objective", ["teacher", "transition", "dmt", "bptt"])
+@pytest.mark.parametrize("objective", ALIKE)
 def test_accumulated_micro_batches_are_one_batch(runs, objective):
     two, one = (dict(runs[f"{objective}, {cut}"]) for cut in ("2 x 2", "4"))
-    if objective == "teacher":  # Eq. 4, here of weight 0, compares inside one micro-batch
-        for run in (two, one):
-            del run["loss/unif"], run["validation"]["validation/unif"]
     if objective == "dmt":
         drifts = {name for name in one["validation"] if name.startswith("drift/")}
         assert {"drift/rollout", "drift/staleness", "drift/age_001"} <= drifts
@@ -216,24 +223,43 @@ def test_accumulated_micro_batches_are_one_batch(runs, objective):
 
 def without_drift(run):
     """Leave NMSE out: its variance is that over the sequences of a micro-batch."""
-    kept = {k: v for k, v in run["validation"].items() if not k.startswith("drift/")}
-    return {**run, "validation": kept}
+    kept = {
+        when: {k: v for k, v in run[when].items() if not k.startswith("drift/")}
+        for when in VALIDATIONS
+    }
+    return run | kept
 
 
-@pytest.mark.parametrize("objective", ["transition", "dmt", "bptt"])
+def joined(half, rest):
+    """Return the figures of one training from those of its two parts."""
+    steps = {name: half[name] + rest[name] for name in half.keys() & rest.keys() - VALIDATIONS}
+    return steps | {"before": half["before"], "validation": rest["validation"]}
+
+
+@pytest.mark.parametrize("objective", ALIKE)
 def test_two_ranks_are_one_to_the_last_step(runs, objective):
-    """Windows in flight too: which of them a step visits depends on no world size."""
+    """Windows in flight too: which of them a step visits depends on no world size.
+
+    Teachers compare sequences in groups, of which each rank has whole ones.
+    """
+    assert len(runs[objective]["loss/total"]) == STEPS
     same(*(without_drift(runs[name]) for name in (f"{objective}, 4", objective)))
 
 
-@pytest.mark.parametrize("objective", ["transition", "dmt", "bptt"])
+def test_the_teachers_are_whitened_and_have_short_sequences_first(runs):
+    plain, whitened, curriculum = (runs[name] for name in TEACHERS)
+    assert whitened["loss/dyn"][0] != pytest.approx(plain["loss/dyn"][0], rel=0.01)
+    assert min(map(abs, plain["loss/unif"])) > 0
+    assert curriculum["loss/dense"][0] != plain["loss/dense"][0]
+
+
+@pytest.mark.parametrize("objective", ALIKE)
 def test_one_rank_goes_on_as_the_two_that_saved(runs, objective):
     half, rest, whole = (runs[f"{objective}{part}"] for part in (", half", ", rest", ", 4"))
-    joined = {name: half[name] + rest[name] for name in whole if name != "validation"}
-    same(*map(without_drift, (joined | {"validation": rest["validation"]}, whole)))
+    same(*map(without_drift, (joined(half, rest), whole)))
 
 
-@pytest.mark.parametrize("objective", ["teacher", "transition", "dmt", "bptt", "bfloat16"])
+@pytest.mark.parametrize("objective", [*ALIKE, "bfloat16"])
 def test_torch_alone_gives_the_numbers_of_deepspeed(runs, objective):
     deepspeed, plain = (runs[f"{objective}, {engine}"] for engine in ("DeepSpeed", "plain"))
     assert APART & set(plain) == APART & set(deepspeed)
@@ -243,8 +269,7 @@ def test_torch_alone_gives_the_numbers_of_deepspeed(runs, objective):
 @pytest.mark.parametrize("stage", ENDS)
 def test_bfloat16_goes_on_as_if_nothing_happened(runs, stage):
     half, rest, whole = (runs[f"bfloat16 {stage}{part}"] for part in (", half", ", rest", ""))
-    joined = {name: half[name] + rest[name] for name in whole if name != "validation"}
-    same(joined | {"validation": rest["validation"]}, whole)
+    same(joined(half, rest), whole)
     exact = runs[f"dmt, ZeRO {stage}"]["loss/total"]
     assert whole["loss/total"] != exact
     assert whole["loss/total"] == pytest.approx(exact, rel=0.02)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from smt_ray.config import BpttConfig, DmtConfig, LossConfig, ModelConfig
+from smt_ray.config import DmtConfig, LossConfig, ModelConfig, UnrollConfig
 from smt_ray.objectives.bptt import Bptt
 from smt_ray.objectives.dmt import Dmt
 from smt_ray.objectives.objective import previous
@@ -28,19 +28,26 @@ B, L, V, STEPS = 8, 24, 32, 20
 MODEL = ModelConfig(
     width=32, memory_tokens=4, heads=4, encoder_depth=2, register_depth=2, decoder_depth=2
 )
-SLOTS = LossConfig(whiten_dynamics="slots", dense_dynamics=True, dynamics=1.0, dynamics_below=4.0)
+SLOTS = {"whiten_dynamics": "slots", "dense_dynamics": True, "dynamics": 1.0, "dynamics_below": 4.0}
+
+
+def teacher(**loss):
+    """Return a teacher that compares all sequences of a batch."""
+    return Teacher(MODEL, LossConfig(group=B, **loss), V, seed=0)
+
+
 OBJECTIVES = {
-    "teacher": lambda: Teacher(MODEL, LossConfig(timesteps=4, horizon=8), V, seed=0),
-    "teacher directions": lambda: Teacher(MODEL, LossConfig(whiten_dynamics="directions"), V, 0),
-    "teacher slots": lambda: Teacher(MODEL, SLOTS, V, seed=0),
+    "teacher": lambda: teacher(timesteps=4, horizon=8),
+    "teacher directions": lambda: teacher(whiten_dynamics="directions"),
+    "teacher slots": lambda: teacher(**SLOTS),
     "transition": lambda: Transition(MODEL, V),
     "dmt": lambda: Dmt(MODEL, DmtConfig(), V),
     "dmt unrolled": lambda: Dmt(MODEL, DmtConfig(unroll=True, depth=5, dynamics=1.0), V),
     "dmt sequential": lambda: Dmt(MODEL, DmtConfig(mode="sequential"), V),
     "dmt one_step": lambda: Dmt(MODEL, DmtConfig(mode="one_step"), V),
-    "bptt": lambda: Bptt(MODEL, BpttConfig(), V),
-    "bptt truncated": lambda: Bptt(MODEL, BpttConfig(mode="truncated", span=5), V),
-    "bptt parallel": lambda: Bptt(MODEL, BpttConfig(mode="parallel", span=5), V),
+    "bptt": lambda: Bptt(MODEL, UnrollConfig(), V),
+    "bptt truncated": lambda: Bptt(MODEL, UnrollConfig(mode="truncated", span=5), V),
+    "bptt parallel": lambda: Bptt(MODEL, UnrollConfig(mode="parallel", span=5), V),
 }
 
 

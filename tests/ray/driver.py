@@ -13,7 +13,14 @@ from pathlib import Path
 import ray
 from safetensors.torch import save_file
 
-from smt_ray.config import DataConfig, DmtConfig, RunConfig, RuntimeConfig, TrainConfig
+from smt_ray.config import (
+    DataConfig,
+    DmtConfig,
+    LossConfig,
+    OptimizerConfig,
+    RunConfig,
+    RuntimeConfig,
+)
 from smt_ray.data.reader import Stream
 from smt_ray.data.storage import Location
 from smt_ray.objectives.teacher import Teacher
@@ -24,22 +31,15 @@ from smt_ray.train.trainer import fit
 from tests.samples import MODEL, VOCABULARY, random_weights, rows, write
 
 L, STEPS, KILLED, SLOW = 16, 70, 23, 30
-RUNTIME = RuntimeConfig(workers=2, micro_batch=2, checkpoint_every=20, log_every=1, max_failures=1)
+RUNTIME = RuntimeConfig(
+    device="cpu", workers=2, micro_batch=2, checkpoint_every=20, log_every=1, max_failures=1
+)
 CONFIG = RunConfig(
     data=DataConfig(sequence_length=L),
     model=MODEL,
-    dmt=DmtConfig(
-        train=TrainConfig(
-            steps=STEPS,
-            global_batch=8,
-            learning_rate=3e-3,
-            schedule="cosine",
-            validate_every=25,
-            validation_batches=2,
-        ),
-        visits=4.0,
-        windows=2,
-    ),
+    optimizer=OptimizerConfig(validate_every=25, validation_sequences=16),
+    loss=LossConfig(group=2),
+    dmt=DmtConfig(steps=STEPS, global_batch=8, learning_rate=3e-3, visits=4.0),
     runtime=RUNTIME,
 )
 

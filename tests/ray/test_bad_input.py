@@ -5,7 +5,7 @@ import re
 import pytest
 
 from smt_ray.cluster.session import check_shared, preflight
-from smt_ray.config import RunConfig
+from smt_ray.config import RunConfig, RuntimeConfig
 from smt_ray.data.storage import Location
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
@@ -13,7 +13,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
 @pytest.fixture
 def config(tmp_path):
-    return RunConfig().override("storage", str(tmp_path))
+    runtime = RuntimeConfig(device="cpu", workers=2, gang_ranks=2)
+    return RunConfig(storage=str(tmp_path), runtime=runtime)
 
 
 def refused(config):
@@ -34,9 +35,11 @@ def test_too_few_cpus_are_named_with_their_number(config):
 
 
 def test_gpus_that_are_not_there_are_named(config):
-    said = refused(config.override("runtime.gpu", True))
-    assert re.match(
-        r"runtime.gpu=True, runtime.workers=2, .*: need 2 GPUs, the cluster has 0;", said
+    said = refused(config.override("runtime.device", "gpu"))
+    assert re.fullmatch(
+        r"runtime.device=gpu, runtime.workers=2, .*: need 2 GPUs, the cluster has 0( \(.*\))?; "
+        "give --runtime.device cpu",
+        said,
     )
 
 

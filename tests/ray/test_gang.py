@@ -27,7 +27,7 @@ def test_a_gang_is_one_sharded_encoder_and_survives_a_hung_rank(ray_session, tmp
         alone = encoder(torch.from_numpy(tokens))
 
     spec = EncoderSpec(MODEL, VOCABULARY, Location.of(tmp_path), "float32", "float32")
-    gang = Gang(spec, RuntimeConfig(gang_ranks=2), "gang")
+    gang = Gang(spec, RuntimeConfig(device="cpu", gang_ranks=2), "gang")
     torch.testing.assert_close(gang.encode(tokens), alone, atol=1e-5, rtol=0)
 
     total = sum(parameter.numel() for parameter in encoder.parameters())

@@ -19,6 +19,7 @@ from safetensors.torch import save, save_file
 
 from smt_ray.config import DataConfig, LabelConfig, RunConfig, RuntimeConfig, TaskConfig
 from smt_ray.data.shards import MANIFEST, memory_to_tensor, open_shards, verify_shards
+from smt_ray.data.source_plan import plan_source
 from smt_ray.data.storage import Location
 from smt_ray.data.tokens import write_tokens
 from smt_ray.labels import factory as labels
@@ -33,7 +34,7 @@ CONFIG = RunConfig(
     data=DataConfig(sequence_length=LENGTH),
     model=MODEL,
     labels=LabelConfig(fraction=0.8),
-    runtime=RuntimeConfig(gang_batch=6),
+    runtime=RuntimeConfig(device="cpu", gang_ranks=2, gang_batch=6),
 )
 ROWS = {"train": 330, "validation": 48}
 
@@ -108,10 +109,10 @@ def test_labels_keep_the_targets_of_examples(ray_session, root):
     data = DataConfig(
         source="task:copy", sequence_length=LENGTH, task=task, validation_fraction=0.1
     )
-    runtime = RuntimeConfig(gang_batch=160, gang_ranks=1)
+    runtime = RuntimeConfig(device="cpu", gang_ranks=1, gang_batch=160)
     config = RunConfig(data=data, model=MODEL, runtime=runtime)
     examples, target = root / "examples", root / "labels"
-    write_tokens(config, examples)
+    write_tokens(plan_source(data), examples)
     network = random_weights(build_encoder(MODEL, 17))
     weights = {f"encoder.{name}": value for name, value in network.state_dict().items()}
     (root / "teacher" / "model.safetensors").write_bytes(save(weights))

@@ -15,8 +15,9 @@ from ray.train.torch import TorchTrainer
 from safetensors.torch import save_file
 
 from smt_ray.cluster.local import usable_cpus
-from smt_ray.cluster.session import connect, cpus_needed
-from smt_ray.config import RuntimeConfig
+from smt_ray.cluster.resources import cpus_needed
+from smt_ray.cluster.session import connect
+from smt_ray.config import RunConfig, RuntimeConfig
 from smt_ray.data.storage import Location
 from smt_ray.labels.gang import EncoderSpec, Gang
 from smt_ray.model.encoder import build_encoder
@@ -24,6 +25,7 @@ from smt_ray.train.process_group import GroupConfig
 from tests.samples import MODEL, VOCABULARY
 
 ROOT = Path(__file__).parents[2]
+CONFIG = RunConfig(runtime=RuntimeConfig(device="cpu", workers=2, gang_ranks=2))
 LAUNCHER = {
     "RANK": "3",
     "WORLD_SIZE": "8",
@@ -52,7 +54,7 @@ def trains(settings: dict[str, str]) -> None:
 
 def main(place: Path) -> None:
     """Start Ray as a run does; train and encode on it; tell what listens."""
-    connect(RuntimeConfig())
+    connect(CONFIG)
     TorchTrainer(
         trains,
         train_loop_config={"place": str(place)},
@@ -66,7 +68,7 @@ def main(place: Path) -> None:
     weights = {f"encoder.{name}": value for name, value in encoder.state_dict().items()}
     save_file(weights, place / "model.safetensors")
     spec = EncoderSpec(MODEL, VOCABULARY, Location.of(place), "float32", "float32")
-    gang = Gang(spec, RuntimeConfig(), "gang")
+    gang = Gang(spec, CONFIG.runtime, "gang")
     own = psutil.Process()
     found = {
         "listening": [at for one in [own, *own.children(recursive=True)] for at in listening(one)],
@@ -97,7 +99,7 @@ def test_a_ray_of_ones_own_keeps_to_itself(tmp_path):
         assert name in servers
     assert {ip.removeprefix("::ffff:") for ip, _ in everything} == {"127.0.0.1"}
     assert found["node"] == "127.0.0.1"
-    assert found["cpus"] == max(usable_cpus(), cpus_needed(RuntimeConfig()))
+    assert found["cpus"] == max(usable_cpus(), cpus_needed(CONFIG.runtime))
     ranks = {name: found["environment"].get(name) for name in LAUNCHER}
     assert (ranks["WORLD_SIZE"], ranks["MASTER_ADDR"]) == ("2", "127.0.0.1")
     assert ranks["TORCHELASTIC_USE_AGENT_STORE"] is None

@@ -2,6 +2,7 @@
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,10 +32,10 @@ def misuse(threads: int) -> None:
 
 
 def test_a_process_that_dies_is_started_again(tmp_path):
-    runtime = RuntimeConfig(workers=4, threads=3, max_failures=1)
-    assert run_alone("test", runtime, threads_in, tmp_path / "begun") == 12
+    runtime = RuntimeConfig(device="cpu", workers=2, threads=3, max_failures=1)
+    assert run_alone("test", runtime, threads_in, tmp_path / "begun") == 6
     with pytest.raises(RuntimeError, match=r"^test: its process died 1 times$"):
-        run_alone("test", RuntimeConfig(max_failures=0), die)
+        run_alone("test", replace(runtime, max_failures=0), die)
     with pytest.raises(ValueError, match="field=1: must be 2"):
         run_alone("test", runtime, misuse)
 
@@ -53,6 +54,7 @@ def test_without_room_for_all_it_runs_on_less(tmp_path, monkeypatch, caplog):
         time.sleep(0.1)
     (tmp_path / "begun").touch()
     with caplog.at_level("INFO", process.logger.name):
-        assert run_alone("test", RuntimeConfig(workers=7), threads_in, tmp_path / "begun") <= 3
+        runtime = RuntimeConfig(device="cpu", workers=7)
+        assert run_alone("test", runtime, threads_in, tmp_path / "begun") <= 3
     assert "test: waiting for 3 s for a node with 7 CPUs free" in caplog.text
     ray.cancel(running, force=True)

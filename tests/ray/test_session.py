@@ -30,7 +30,8 @@ def can_grow():
 
 
 def config(storage, workers):
-    return RunConfig(storage=str(storage), runtime=RuntimeConfig(workers=workers))
+    runtime = RuntimeConfig(device="cpu", workers=workers, gang_ranks=2)
+    return RunConfig(storage=str(storage), runtime=runtime)
 
 
 def test_a_cluster_that_can_grow_is_measured_by_its_limits(can_grow, tmp_path, monkeypatch):
@@ -67,7 +68,7 @@ def test_the_wait_ends_when_the_nodes_are_there_and_leaves_nothing(tmp_path, cap
         assert time.monotonic() < until
         time.sleep(0.1)
     with caplog.at_level("INFO"):
-        session._wait_for_nodes(RuntimeConfig(workers=2))
+        session._wait_for_nodes(config(tmp_path, 2).runtime)
     assert ray.wait([running], timeout=0)[0]
     said = r"waiting for nodes for \d+ s: need 4 CPUs and 0 GPUs, the cluster has 8 and 0"
     assert re.search(said, caplog.text)

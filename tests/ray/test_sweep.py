@@ -21,9 +21,10 @@ SMALL = (
     *("--data.sequence-length=16", "--loss.horizon=2", "--loss.timesteps=1", "--model.width=8"),
     *("--model.memory-tokens=2", "--model.heads=2", "--model.encoder-depth=1"),
     *("--model.register-depth=1", "--model.cell-depth=1", "--teacher.steps=6"),
-    *("--teacher.validate-every=3", "--teacher.validation-batches=2", "--transition.train.steps=4"),
-    *("--dmt.train.steps=4", "--labels.fraction=0.1", "--evaluation.sequences=16"),
-    *("--evaluation.sample-length=8", "--runtime.workers=1", "--runtime.gang-ranks=1"),
+    *("--optimizer.validate-every=3", "--optimizer.validation-sequences=16"),
+    *("--transition.steps=4", "--dmt.steps=4", "--labels.fraction=0.1"),
+    *("--evaluation.sequences=16", "--evaluation.sample-length=8"),
+    *("--runtime.workers=1", "--runtime.gang-ranks=1"),
 )
 FAILS = "1e+30"
 
@@ -33,7 +34,7 @@ def test_trials_share_a_teacher_and_one_that_fails_stops_no_other(tmp_path, capl
     (tmp_path / "argparse.txt").write_bytes(code)
     words = ["--data.source", str(tmp_path / "argparse.txt"), "--storage", str(tmp_path), *SMALL]
     words += ["--name", "cells", "--space", "transition.cell=gru"]
-    words += ["--space", f"transition.train.learning-rate={FAILS},1e-3"]
+    words += ["--space", f"transition.learning-rate={FAILS},1e-3"]
     sweep = Sweep(Sweeper(words))
     assert sweep.plan().splitlines()[-1] == "2 trials; teachers: 1, label sets: 1"
     with caplog.at_level("INFO", "smt_ray"):

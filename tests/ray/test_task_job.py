@@ -15,27 +15,30 @@ from smt_ray.objectives.dmt import Dmt
 from smt_ray.objectives.teacher import Teacher
 from smt_ray.objectives.transition import Transition
 from smt_ray.pipeline import job
-from smt_ray.pipeline.artifacts import MANIFEST, place_of
-from smt_ray.pipeline.stages import fingerprints
+from smt_ray.pipeline.artifacts import MANIFEST
+from smt_ray.pipeline.run import Run, Stages
 from smt_ray.report.table import entries
 from smt_ray.tasks import TASKS
+from smt_ray.tasks.compute import MODULUS
 from smt_ray.train.metrics import read_metrics
 from tests.samples import random_weights
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
 SMT, UNROLLED = ("teacher", "labels", "transition", "dmt"), ("finetune", "bptt")
-TRAIN = ("steps=5", "global-batch=8", "learning-rate=1e-2", "validation-batches=4")
+TRAIN = ("steps=5", "global-batch=8", "learning-rate=1e-2")
 WORDS = (
-    *("--task=modular", "--length=8", "--name=whole", "--finetune.enabled", "--bptt.enabled"),
+    *("--task=modular", "--length=8", "--name=whole", "--optimizer.validation-sequences=32"),
     *("--data.task.sequences=320", "--data.validation-fraction=0.1", "--model.width=8"),
     *("--model.heads=2", "--model.encoder-depth=1", "--loss.timesteps=2", "--runtime.workers=1"),
-    *(f"--{stage}.train.{setting}" for stage in UNROLLED for setting in TRAIN),
+    *(f"--{stage}.{setting}" for stage in UNROLLED for setting in TRAIN),
 )
 
 
 def prepare(config):
-    """Leave random weights as the results of SMT."""
+    """Make tokens, and leave random weights as the results of SMT."""
+    run = Run.of(config)
+    Stages(run).tokens()
     vocabulary = TASKS["modular"].vocabulary(config.data.task)
     networks = {
         "teacher": Teacher(config.model, config.loss, vocabulary, 0),
@@ -43,9 +46,8 @@ def prepare(config):
         "dmt": Dmt(config.rnn_model, config.dmt, vocabulary),
     }
     figures = {"steps": 0, "tokens_per_s": 1.0, "labels": 0, "labels_per_s": 1.0}
-    marks = fingerprints(config)
     for seed, stage in enumerate(SMT):
-        place = place_of(Location.of(config.storage), stage, marks[stage]).make_dir()
+        place = run.locations()[stage].make_dir()
         (place / MANIFEST).write_json({"seconds": 0.0, "figures": figures})
         if stage in networks:
             weights = random_weights(networks[stage], seed).state_dict()
@@ -80,7 +82,7 @@ def test_fine_tuning_begins_with_the_rnn_of_dmt_and_all_that_unrolls_is_reported
     length = config.data.sequence_length
     assert summary["tokens_source"] == sequences["train"] * length
     for stage in UNROLLED:
-        train = config.stages()[f"{stage}.train"]
+        train = config.stages()[stage]
         assert summary[f"tokens_{stage}"] == train.steps * train.global_batch * length
     bits = {
         stage: [
@@ -95,7 +97,7 @@ def test_fine_tuning_begins_with_the_rnn_of_dmt_and_all_that_unrolls_is_reported
     assert summary["rnn_bits"] == pytest.approx(after, rel=1e-5)
     assert summary["bptt_bits"] == pytest.approx(baseline, rel=1e-5)
     assert after < before
-    assert baseline < fresh == pytest.approx(math.log2(config.data.task.modulus))
+    assert baseline < fresh == pytest.approx(math.log2(MODULUS))
     (batch,) = HeldOut(config, artifacts / names["tokens"] / "validation").batches()
     assert summary["rnn_accuracy"] == accuracy(load_rnn(directory / "rnn"), batch)
 

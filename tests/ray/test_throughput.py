@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from smt_ray.config import DataConfig, RunConfig, RuntimeConfig, TrainConfig, TransitionConfig
+from smt_ray.config import DataConfig, RunConfig, RuntimeConfig, TeacherConfig, TransitionConfig
 from smt_ray.data.storage import Location
 from smt_ray.studies.measurements import measurements, throughput_rows
 from smt_ray.studies.throughput import Throughput
@@ -21,7 +21,6 @@ def test_points_are_measured_once(tmp_path):
     for name in range(12):
         text = "".join(letters.choices("abcd ", k=4000))
         (tmp_path / f"{name}.txt").write_text(text)
-    train = TrainConfig(global_batch=4)
     config = RunConfig(
         name="study",
         storage=str(tmp_path / "runs"),
@@ -29,8 +28,8 @@ def test_points_are_measured_once(tmp_path):
             source=str(tmp_path / "*.txt"), sequence_length=16, validation_fraction=0.3
         ),
         model=MODEL,
-        teacher=train,
-        transition=TransitionConfig(train=train),
+        teacher=TeacherConfig(global_batch=4),
+        transition=TransitionConfig(global_batch=4),
         runtime=RuntimeConfig(workers=1, gang_ranks=1, gang_batch=8),
     )
     found = [plan for plan in measurements(config, [1, 2], [1], STEPS) if plan.name in WANTED]

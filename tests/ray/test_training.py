@@ -23,7 +23,7 @@ from tests.ray.driver import CONFIG, KILLED, RUNTIME, SLOW, STEPS, prepare, prog
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
 ROOT = Path(__file__).parents[2]
-VALIDATE = CONFIG.dmt.train.validate_every
+VALIDATE = CONFIG.optimizer.validate_every
 
 
 def read_rows(directory):
@@ -121,7 +121,7 @@ def test_a_run_that_was_killed_and_stopped_ends_like_a_whole_one(tmp_path, caplo
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
     plain = prepare(tmp_path)
-    config = CONFIG.override("dmt.train.learning-rate", 1e30).override("runtime.workers", 1)
+    config = CONFIG.override("dmt.learning-rate", 1e30).override("runtime.workers", 1)
     bad = dataclasses.replace(plain, config=config)
     with pytest.raises(
         ValueError, match=r"^dmt: loss/total.* not finite at step (\d+); lower its "

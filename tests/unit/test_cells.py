@@ -6,19 +6,21 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.lstm import LstmCell
 from smt_ray.config import ModelConfig
 from smt_ray.config.model import CELLS as KINDS
 from smt_ray.model.blocks import rms_norm
-from smt_ray.model.cells import CELLS, GruCell, LstmCell, TransformerCell, build_cell
+from smt_ray.model.cells import CELLS, GruCell, TransformerCell, build_cell
 from smt_ray.model.rnn import RNN
 from tests.samples import VOCABULARY, random_weights
 
 K, D, N = 4, 8, 20
-NORMALISED = sorted(set(CELLS) - {"lstm"})
+LSTM = "benchmarks.lstm:LstmCell"
+EVERY = [*sorted(CELLS), LSTM]
 
 
-def config(cell, depth=2, **settings):
-    return ModelConfig(width=D, memory_tokens=K, heads=2, cell=cell, cell_depth=depth, **settings)
+def config(cell, depth=2):
+    return ModelConfig(width=D, memory_tokens=K, heads=2, cell=cell, cell_depth=depth)
 
 
 def memories():
@@ -34,16 +36,13 @@ def test_the_configuration_names_all_kinds():
 
 
 @pytest.mark.parametrize("depth", [1, 2])
-@pytest.mark.parametrize(
-    ("kind", "gate"), [*((kind, False) for kind in sorted(CELLS)), ("transformer", True)]
-)
-def test_every_kind_updates_a_memory(kind, gate, depth):
-    cell = build_cell(config(kind, depth, write_gate=gate), VOCABULARY)
-    cell = random_weights(cell).requires_grad_(False)
+@pytest.mark.parametrize("kind", EVERY)
+def test_every_kind_updates_a_memory(kind, depth):
+    cell = random_weights(build_cell(config(kind, depth), VOCABULARY)).requires_grad_(False)
     memory, token = memories(), tokens()
     after = cell(memory, token)
     assert after.shape == (N, K, D)
-    if kind in NORMALISED:
+    if kind in CELLS:
         torch.testing.assert_close(after.square().mean(-1), torch.ones(N, K), atol=1e-4, rtol=0)
     # Both the memory and the token matter, in every row; rows do not see each other.
     other_token = cell(memory, (token + 1) % VOCABULARY)
@@ -54,7 +53,7 @@ def test_every_kind_updates_a_memory(kind, gate, depth):
     torch.testing.assert_close(after, alone, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("kind", sorted(CELLS))
+@pytest.mark.parametrize("kind", EVERY)
 def test_every_kind_starts_from_the_empty_memory(kind):
     cell = random_weights(build_cell(config(kind), VOCABULARY))
     after = cell(torch.zeros(VOCABULARY, K, D), torch.arange(VOCABULARY))
@@ -62,7 +61,7 @@ def test_every_kind_starts_from_the_empty_memory(kind):
     assert torch.pdist(after.flatten(1)).min() > 1e-3
 
 
-@pytest.mark.parametrize("kind", sorted(CELLS))
+@pytest.mark.parametrize("kind", EVERY)
 def test_fresh_weights_of_every_kind_can_be_unrolled(kind):
     """From the empty memory, too: of a norm that gets zeros at each step no gradient is bounded."""
     rnn = RNN(config(kind), VOCABULARY)
@@ -100,7 +99,7 @@ def test_gru_keeps_and_writes_memories_beyond_what_tanh_reaches():
 
 
 def test_lstm_equals_torch_in_the_two_halves_of_the_memory():
-    cell = random_weights(LstmCell(config("lstm"), VOCABULARY)).requires_grad_(False)
+    cell = random_weights(LstmCell(config(LSTM), VOCABULARY)).requires_grad_(False)
     reference = nn.LSTMCell(D, K // 2 * D).requires_grad_(False)
     reference.load_state_dict(cell.lstm.state_dict())
     state = (torch.zeros(N, K // 2 * D), torch.zeros(N, K // 2 * D))
@@ -115,7 +114,7 @@ def test_lstm_equals_torch_in_the_two_halves_of_the_memory():
 
 
 def test_lstm_starts_with_open_forget_gates():
-    cell = LstmCell(config("lstm"), VOCABULARY).requires_grad_(False)
+    cell = LstmCell(config(LSTM), VOCABULARY).requires_grad_(False)
     memory = torch.randn(N, K, D)
     cell.embed.weight.zero_()
     memory[:, : K // 2] = 0
@@ -130,7 +129,7 @@ def test_lstm_starts_with_open_forget_gates():
 
 def gated():
     plain = random_weights(TransformerCell(config("transformer"), VOCABULARY))
-    cell = TransformerCell(config("transformer", write_gate=True), VOCABULARY)
+    cell = TransformerCell(config("gated"), VOCABULARY)
     cell.load_state_dict(plain.state_dict(), strict=False)
     return plain.requires_grad_(False), cell.requires_grad_(False)
 
@@ -212,10 +211,3 @@ def test_a_name_of_another_form_is_refused(name):
         ValueError, match=r"^model\.cell=[^\n]*: must be one of [^\n]*module:Class$"
     ):
         config(name)
-
-
-def test_settings_that_a_cell_cannot_use_are_refused():
-    with pytest.raises(ValueError, match=r"^model\.write-gate=True: [^\n]*cell=gru has no gate"):
-        config("gru", write_gate=True)
-    with pytest.raises(ValueError, match=r"^model\.memory-tokens=3: must be even for model\.cell="):
-        ModelConfig(cell="lstm", memory_tokens=3)

@@ -5,18 +5,19 @@ import re
 
 import pytest
 
-from smt_ray.config import ModelConfig, RunConfig, RuntimeConfig, TrainConfig, leaves
+from smt_ray.config import ModelConfig, RunConfig, RuntimeConfig, leaves
 
 CHANGED = {
     "name": "first",
     "data.sequence-length": 320,
     "model.memory-tokens": 16,
     "model.cell": "gru",
-    "loss.dense": False,
     "teacher.learning-rate": 1e-3,
-    "transition.train.steps": 7,
+    "transition.steps": 7,
     "dmt.visits": 3.5,
+    "runtime.workers": 2,
     "runtime.zero-stage": 3,
+    "experimental.dense": False,
 }
 
 
@@ -65,9 +66,12 @@ def test_integers_become_floats(key):
         ("model.width", "64.0", 64),
         ("teacher.steps", "1_000", 1000),
         ("teacher.steps", "1e3", 1000),
-        ("teacher.seed", 2**60 + 1, 2**60 + 1),
+        ("seed", 2**60 + 1, 2**60 + 1),
         ("runtime.zero-stage", "3", 3),
         ("runtime.zero-stage", 3.0, 3),
+        ("runtime.workers", "2", 2),
+        ("runtime.workers", 2.0, 2),
+        ("runtime.workers", "auto", "auto"),
     ],
 )
 def test_an_obvious_number_is_taken(key, given, value):
@@ -88,7 +92,7 @@ def _refused(message):
             "model.memory-token: unknown field; did you mean model.memory-tokens?",
         ),
         ("modle.width", "modle: unknown field; did you mean model?"),
-        ("dmt.train.step", "dmt.train.step: unknown field; did you mean dmt.train.steps?"),
+        ("data.task.pair", "data.task.pair: unknown field; did you mean data.task.pairs?"),
     ],
 )
 def test_an_unknown_field_names_the_nearest(key, message):
@@ -100,26 +104,35 @@ def test_whitening_needs_sequences_to_compare():
     runs = RunConfig().update(
         {"loss": {"whiten_dynamics": "slots"}, "teacher": {"global_batch": 4}}
     )
-    assert runs.runtime.rows(runs.teacher, 2) == 2
+    assert runs.group == 4
+    assert runs.override("runtime.workers", 2).group == 2
     message = (
-        "loss.whiten-dynamics=slots: needs two sequences in a forward, teacher.global-batch=4 over "
-        "runtime.workers=4 with runtime.micro-batch=16 gives one; change one of them"
+        "loss.whiten-dynamics=slots: needs two sequences that are compared: loss.group, and the "
+        "share of one worker in teacher.global-batch=4, must be even"
     )
-    with _refused(message):
-        runs.override("runtime.workers", 4)
+    for key, value in {"runtime.workers": 4, "loss.group": 3}.items():
+        with _refused(message):
+            runs.override(key, value)
 
 
 @pytest.mark.parametrize(
     ("share", "most", "rows"), [(8, 16, 8), (8, 3, 2), (7, 6, 1), (1, 1, 1), (24, 16, 12)]
 )
 def test_a_forward_takes_the_largest_divisor_of_a_share(share, most, rows):
-    runtime, train = RuntimeConfig(micro_batch=most), TrainConfig(global_batch=2 * share)
-    assert runtime.rows(train, 2) == rows
+    assert RuntimeConfig(micro_batch=most).rows(2 * share, 2) == rows
+
+
+@pytest.mark.parametrize(
+    ("share", "most", "group", "rows"),
+    [(24, 16, 4, 12), (24, 16, 8, 8), (24, 4, 8, 8), (24, 1, 1, 1), (6, 16, 4, 6), (7, 16, 4, 7)],
+)
+def test_a_forward_takes_whole_groups_and_one_at_least(share, most, group, rows):
+    assert RuntimeConfig(micro_batch=most).rows(2 * share, 2, group) == rows
 
 
 def test_an_unknown_field_of_a_dictionary_names_the_nearest():
-    with _refused("dmt.train.seeds: unknown field; did you mean dmt.train.seed?"):
-        RunConfig.from_dict({"dmt": {"train": {"seeds": 1}}})
+    with _refused("dmt.visit: unknown field; did you mean dmt.visits?"):
+        RunConfig.from_dict({"dmt": {"visit": 1}})
 
 
 @pytest.mark.parametrize(
@@ -136,18 +149,22 @@ def test_an_unknown_field_of_a_dictionary_names_the_nearest():
         ("model.width", True, "model.width=True: must be a whole number"),
         ("model.width", None, "model.width=None: must be a whole number"),
         ("model.width", [64], "model.width=[64]: must be a whole number"),
-        ("loss.dense", 1, "loss.dense=1: must be true or false"),
-        ("loss.dense", "no", "loss.dense='no': must be true or false"),
+        ("dmt.unroll", 1, "dmt.unroll=1: must be true or false"),
+        ("dmt.unroll", "no", "dmt.unroll='no': must be true or false"),
         ("loss.dynamics", True, "loss.dynamics=True: must be a number"),
         ("loss.dynamics", "fast", "loss.dynamics='fast': must be a number"),
         ("loss.dynamics", None, "loss.dynamics=None: must be a number"),
         ("loss.dynamics", float("inf"), "loss.dynamics=inf: must be finite"),
         ("name", 7, "name=7: must be text; put it in quotes"),
+        ("runtime.workers", "many", "runtime.workers='many': must be a whole number, or 'auto'"),
+        ("runtime.workers", 1.5, "runtime.workers=1.5: must be a whole number, or 'auto'"),
+        ("runtime.workers", True, "runtime.workers=True: must be a whole number, or 'auto'"),
+        ("runtime.device", "tpu", "runtime.device='tpu': must be one of auto, cpu, gpu"),
         ("runtime.zero-stage", True, "runtime.zero-stage=True: must be one of 0, 1, 2, 3"),
         (
             "model.cell",
             "rwkv",
-            "model.cell='rwkv': must be one of transformer, mlp, gru, lstm, or module:Class",
+            "model.cell='rwkv': must be one of transformer, gated, mlp, gru, or module:Class",
         ),
         ("runtime.zero-stage", 4, "runtime.zero-stage=4: must be one of 0, 1, 2, 3"),
         # Its range.
@@ -163,39 +180,46 @@ def test_an_unknown_field_of_a_dictionary_names_the_nearest():
         ("model.register-depth", 0, "model.register-depth=0: must be >= 1"),
         ("model.decoder-depth", 0, "model.decoder-depth=0: must be >= 1"),
         ("model.cell-depth", 0, "model.cell-depth=0: must be >= 1"),
-        ("model.mlp-ratio", 0, "model.mlp-ratio=0: must be >= 1"),
-        ("loss.decoding", -1, "loss.decoding=-1.0: must be >= 0"),
         ("loss.dynamics", -1, "loss.dynamics=-1.0: must be >= 0"),
         ("loss.uniformity", -1, "loss.uniformity=-1.0: must be >= 0"),
         ("loss.timesteps", 0, "loss.timesteps=0: must be >= 1"),
         ("loss.horizon", 0, "loss.horizon=0: must be >= 1"),
+        ("loss.group", 0, "loss.group=0: must be >= 1"),
         ("teacher.steps", 0, "teacher.steps=0: must be >= 1"),
         ("teacher.global-batch", 0, "teacher.global-batch=0: must be >= 1"),
-        ("teacher.validate-every", 0, "teacher.validate-every=0: must be >= 1"),
-        ("teacher.validation-batches", 0, "teacher.validation-batches=0: must be >= 1"),
-        ("teacher.weight-decay", -0.1, "teacher.weight-decay=-0.1: must be >= 0"),
-        ("teacher.seed", -1, "teacher.seed=-1: must be >= 0"),
+        ("optimizer.validate-every", 0, "optimizer.validate-every=0: must be >= 1"),
+        (
+            "optimizer.validation-sequences",
+            0,
+            "optimizer.validation-sequences=0: must be >= 1",
+        ),
+        ("optimizer.weight-decay", -0.1, "optimizer.weight-decay=-0.1: must be >= 0"),
+        ("seed", -1, "seed=-1: must be >= 0"),
         ("teacher.learning-rate", 0.0, "teacher.learning-rate=0.0: must be > 0"),
         ("teacher.learning-rate", float("nan"), "teacher.learning-rate=nan: must be > 0"),
         ("teacher.learning-rate", float("inf"), "teacher.learning-rate=inf: must be finite"),
-        ("teacher.clip-norm", 0.0, "teacher.clip-norm=0.0: must be > 0"),
-        ("teacher.warmup-fraction", -0.1, "teacher.warmup-fraction=-0.1: must be >= 0"),
-        ("teacher.warmup-fraction", 1.0, "teacher.warmup-fraction=1.0: must be < 1"),
-        ("teacher.beta1", 1.0, "teacher.beta1=1.0: must be < 1"),
-        ("teacher.beta2", 1.0, "teacher.beta2=1.0: must be < 1"),
-        ("transition.train.steps", 0, "transition.train.steps=0: must be >= 1"),
-        ("dmt.train.steps", 0, "dmt.train.steps=0: must be >= 1"),
+        ("optimizer.clip-norm", 0.0, "optimizer.clip-norm=0.0: must be > 0"),
+        ("optimizer.warmup-fraction", -0.1, "optimizer.warmup-fraction=-0.1: must be >= 0"),
+        ("optimizer.warmup-fraction", 1.0, "optimizer.warmup-fraction=1.0: must be < 1"),
+        ("optimizer.beta1", 1.0, "optimizer.beta1=1.0: must be < 1"),
+        ("optimizer.beta2", 1.0, "optimizer.beta2=1.0: must be < 1"),
+        ("transition.steps", 0, "transition.steps=0: must be >= 1"),
+        ("dmt.steps", 0, "dmt.steps=0: must be >= 1"),
         ("labels.fraction", 0.0, "labels.fraction=0.0: must be in (0, 1]"),
         ("labels.fraction", 1.5, "labels.fraction=1.5: must be in (0, 1]"),
         ("dmt.visits", 0.5, "dmt.visits=0.5: must be >= 1"),
-        ("dmt.windows", 0, "dmt.windows=0: must be >= 1"),
+        ("dmt.depth", 0, "dmt.depth=0: must be >= 1"),
         ("dmt.dynamics", -1, "dmt.dynamics=-1.0: must be >= 0"),
-        ("dmt.readout", -1, "dmt.readout=-1.0: must be >= 0"),
-        ("runtime.workers", 0, "runtime.workers=0: must be >= 1"),
+        ("bptt.steps", -1, "bptt.steps=-1: must be >= 0"),
+        ("finetune.steps", -1, "finetune.steps=-1: must be >= 0"),
+        ("unroll.span", 0, "unroll.span=0: must be >= 1"),
+        ("unroll.visits", 0.5, "unroll.visits=0.5: must be >= 1"),
+        ("experimental.readout", -1, "experimental.readout=-1.0: must be >= 0"),
+        ("runtime.workers", 0, "runtime.workers=0: must be >= 1, or auto"),
         ("runtime.threads", 0, "runtime.threads=0: must be >= 1"),
         ("runtime.micro-batch", 0, "runtime.micro-batch=0: must be >= 1"),
         ("runtime.gangs", 0, "runtime.gangs=0: must be >= 1"),
-        ("runtime.gang-ranks", 0, "runtime.gang-ranks=0: must be >= 1"),
+        ("runtime.gang-ranks", 0, "runtime.gang-ranks=0: must be >= 1, or auto"),
         ("runtime.gang-batch", 0, "runtime.gang-batch=0: must be >= 1"),
         ("runtime.checkpoint-every", 0, "runtime.checkpoint-every=0: must be >= 1"),
         ("runtime.log-every", 0, "runtime.log-every=0: must be >= 1"),
@@ -208,19 +232,7 @@ def test_an_unknown_field_of_a_dictionary_names_the_nearest():
         (
             "transition.cell",
             "rwkv",
-            "transition.cell='rwkv': must be one of transformer, mlp, gru, lstm, or module:Class",
-        ),
-        (
-            "transition.cell",
-            "lstm",
-            "transition.cell=lstm: has an unnormalised state, which labels cannot teach; "
-            "benchmarks train it by BPTT",
-        ),
-        (
-            "transition.write-gate",
-            True,
-            "transition.write-gate=True: is a gate of the kind that transition.cell names; give "
-            "it, or model.write-gate",
+            "transition.cell='rwkv': must be one of transformer, gated, mlp, gru, or module:Class",
         ),
         # Its agreement with other fields.
         ("model.heads", 3, "model.heads=3: must divide model.width=64"),
@@ -248,8 +260,55 @@ def test_a_section_must_be_a_mapping():
         RunConfig.from_dict({"model": 3})
 
 
+def test_a_bidirectional_encoder_turns_dense_off_by_itself():
+    run = RunConfig()
+    assert run.dense
+    paper = run.override("model.encoder", "bidirectional")
+    assert not paper.dense
+    message = (
+        "loss.dense-dynamics=True: needs model.encoder=causal and experimental.dense; give "
+        "--loss.no-dense-dynamics"
+    )
+    for sparse in (paper, run.override("experimental.dense", False)):
+        assert not sparse.dense
+        with _refused(message):
+            sparse.override("loss.dense-dynamics", True)
+
+
+def test_a_stage_that_is_left_out_is_not_checked():
+    run = RunConfig().update({"bptt": {"global_batch": 7}, "runtime": {"workers": 2}})
+    assert "bptt" not in run.stages()
+    with _refused("runtime.workers=2: must divide bptt.global-batch=7 into equal shares"):
+        run.override("bptt.steps", 1)
+    with _refused("finetune.learning-rate=0.0: must be > 0"):
+        run.update({"finetune": {"steps": 1, "learning_rate": 0}})
+
+
+def test_stages_share_the_optimizer_and_later_ones_go_to_zero():
+    run = RunConfig().update(
+        {
+            "seed": 5,
+            "optimizer": {"schedule": "constant", "beta2": 0.9, "validation_sequences": 100},
+            "dmt": {"steps": 7, "global_batch": 16, "learning_rate": 0.5},
+            "finetune": {"steps": 3},
+            "bptt": {"steps": 4},
+        }
+    )
+    stages = run.stages()
+    assert list(stages) == ["teacher", "transition", "dmt", "finetune", "bptt"]
+    assert [train.schedule for train in stages.values()] == [
+        "constant", "cosine", "cosine", "cosine", "constant"
+    ]  # fmt: skip
+    assert {(train.seed, train.beta2) for train in stages.values()} == {(5, 0.9)}
+    dmt = stages["dmt"]
+    assert (dmt.steps, dmt.global_batch, dmt.learning_rate) == (7, 16, 0.5)
+    assert dmt.validation_batches == 6
+    larger = run.override("dmt.global-batch", 128).stages()["dmt"]
+    assert larger.validation_batches == 1
+
+
 def test_the_rnn_has_the_teachers_cell_or_its_own():
-    run = RunConfig().update({"model": {"cell_depth": 3, "write_gate": True}})
+    run = RunConfig().update({"model": {"cell": "gated", "cell_depth": 3}})
     assert run.rnn_model == run.model
     assert run.warm_start
     assert not run.override("transition.warm-start", False).warm_start
@@ -257,12 +316,7 @@ def test_the_rnn_has_the_teachers_cell_or_its_own():
     assert own.rnn_model == ModelConfig(cell="gru", cell_depth=3)
     assert own.model == run.model
     assert not own.warm_start
-    gated = own.update({"transition": {"cell": "transformer", "write_gate": True}})
+    gated = own.override("transition.cell", "gated")
     assert gated.rnn_model == run.model
     assert gated.warm_start
     assert run.override("transition.cell-depth", 1).rnn_model.cell_depth == 1
-    with _refused(
-        "transition.write-gate=True: transition.cell=mlp has no gate; it needs "
-        "transition.cell=transformer"
-    ):
-        gated.override("transition.cell", "mlp")

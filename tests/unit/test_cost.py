@@ -5,14 +5,14 @@ from dataclasses import replace
 import pytest
 
 from smt_ray.config import RunConfig
-from smt_ray.config.presets import paper
+from smt_ray.config.presets import PRESETS, preset
 from smt_ray.studies.cost import Line, Stage, assumed, cost, fit_line, stages_of
 from smt_ray.studies.flops import networks, sequence_flops
 from smt_ray.studies.measurements import Point
 from smt_ray.studies.scenario import Scenario, read_plan
 from smt_ray.studies.tables import cost_table, terminal_table
 
-RUN = paper()
+RUN = preset("paper").update({"labels": {"fraction": 1.0}, "runtime": {"gang_ranks": 1}})
 SCENARIO = Scenario(
     run=RUN,
     vocabulary=256,
@@ -56,11 +56,18 @@ def test_a_trillion_tokens_on_paper():
     labels = rows["labels"]["label_bytes"]
     assert rows["transition"]["storage_bytes"] == pytest.approx(labels + 4e12, rel=1e-9)
     assert rows["dmt"]["storage_bytes"] == pytest.approx(2 * (labels + 4e12) / RUN.dmt.visits)
-    changes = {"enabled": True, "mode": "parallel", "visits": 5.0}
-    run = RUN.update({"bptt": changes, "finetune": {"enabled": True}})
-    rows = by_stage(replace(SCENARIO, run=run), assumed(reached))
-    assert rows["bptt"]["storage_bytes"] == pytest.approx(4e12 / 5)
-    assert rows["finetune"]["storage_bytes"] == pytest.approx(4e12)
+    for how, visits, fraction in (("full", 1, 0.02), ("parallel", 5, 0.5)):
+        unrolled = {"bptt": {"steps": 1}, "finetune": {"steps": 1}}
+        run = RUN.update(unrolled | {"unroll": {"mode": how, "visits": 5.0}})
+        run = run.override("labels.fraction", fraction)
+        others = by_stage(replace(SCENARIO, run=run), assumed(reached))
+        for stage in unrolled:
+            assert others[stage]["storage_bytes"] == pytest.approx(4e12 / visits)
+        for name in ("label_bytes", "flops"):
+            expected = fraction * rows["labels"][name]
+            assert others["labels"][name] == pytest.approx(expected, rel=1e-6)
+        expected = fraction * (labels + 4e12)
+        assert others["transition"]["storage_bytes"] == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_trillion_tokens_fit_the_terminal():
@@ -83,12 +90,14 @@ def test_time_is_linear_in_tokens_and_startup_is_apart():
 
 
 def test_zero_3_gathers_the_weights_for_every_micro_batch():
-    run = RUN.update({"runtime": {"zero_stage": 3, "micro_batch": 1}})
-    row = by_stage(replace(SCENARIO, run=run), assumed(1e14))["teacher"]
     parameters = networks(RUN, 256).parameters["teacher"]
     each = 31 * parameters * 2  # bf16
-    micros = RUN.teacher.global_batch // 32
-    assert row["collective_bytes"] == pytest.approx(row["steps"] * each * (1 + 2 * micros))
+    share = RUN.teacher.global_batch // 32
+    for group, micros in ((2, share // 2), (8, 1)):
+        run = RUN.update({"runtime": {"zero_stage": 3, "micro_batch": 1}})
+        run = run.override("loss.group", group)
+        row = by_stage(replace(SCENARIO, run=run), assumed(1e14))["teacher"]
+        assert row["collective_bytes"] == pytest.approx(row["steps"] * each * (1 + 2 * micros))
 
 
 def test_a_line_goes_through_what_was_measured():
@@ -153,6 +162,16 @@ def test_a_plan_is_read(tmp_path):
     assert (scenario.worker_price, scenario.rank_price) == (3.0, 1.0)
     assert (scenario.workers, scenario.gangs, scenario.vocabulary) == (16, 1, 256)
     assert (plan.rates, plan.flops_per_s) == ((), 1e14)
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_every_preset_can_be_priced_on_the_source_of_the_study(name, tmp_path):
+    file = tmp_path / "plan.yaml"
+    file.write_text(f"{{tokens: 1e9, preset: {name}}}")
+    (scenario,) = read_plan(str(file), RunConfig()).scenarios
+    assert scenario.run.model == preset(name).model
+    assert scenario.run.data.source == "stdlib"
+    assert (scenario.workers, scenario.gangs) == (scenario.run.runtime.workers, 1)
 
 
 @pytest.mark.parametrize(

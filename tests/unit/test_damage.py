@@ -13,10 +13,11 @@ import torch
 import yaml
 
 from smt_ray.config import DataConfig, RunConfig
-from smt_ray.data import sources, tokens
+from smt_ray.data import tokens
 from smt_ray.data.export import load_rnn, save_rnn
 from smt_ray.data.reader import Reader
 from smt_ray.data.shards import open_shards
+from smt_ray.data.source_plan import plan_source
 from smt_ray.data.storage import Location
 from smt_ray.data.tokenizers import ByteTokenizer
 from smt_ray.data.weights import load_weights, write_weights
@@ -24,7 +25,7 @@ from smt_ray.evaluation import evaluator as evaluate
 from smt_ray.evaluation.longer import joined_windows
 from smt_ray.labels import factory as labels
 from smt_ray.model.rnn import RNN
-from smt_ray.pipeline.artifacts import make, read_manifest
+from smt_ray.pipeline.artifacts import location_of, make, read_manifest
 from smt_ray.pipeline.run_directory import check_same_run
 from smt_ray.report.ranking import Entry
 from smt_ray.studies.options import read_record
@@ -85,11 +86,11 @@ def test_a_shard_with_changed_bytes_is_named_wherever_it_is_read(tmp_path, model
 
 
 def test_written_token_shards_have_checksums(tmp_path):
-    config = DataConfig(source="task:copy", sequence_length=16)
-    tokenizer = sources.load_tokenizer_of(config)
-    unit = sources.plan(config)["validation"][0]
+    plan = plan_source(DataConfig(source="task:copy", sequence_length=16))
+    unit = plan.split("validation")[0]
     (tmp_path / "validation").mkdir()
-    record = tokens.Work(config, tokenizer, Location.of(tmp_path))._write(unit, "mark")
+    work = tokens.Work(plan.config, plan.tokenizer, Location.of(tmp_path))
+    record = work._write(unit, plan.unit_fingerprints[unit.index])
     ((name, rows),) = record.shards.items()
     shard = Location.of(tmp_path / "validation" / name)
     assert len(labels._ids([shard])[0]) == rows
@@ -108,12 +109,12 @@ def test_a_manifest_that_was_cut_is_named(tmp_path):
 
 
 def test_an_artifacts_manifest_that_was_cut_is_named(tmp_path):
-    def build(place, mark):
-        return {}
-
     arguments: tuple[Any, ...] = (
-        *(Location.of(tmp_path), "tokens", {}, [], build),
-        lambda place: nullcontext(),
+        location_of(Location.of(tmp_path), "tokens", "mark"),
+        {},
+        [],
+        lambda location: {},
+        lambda location: nullcontext(),
     )
     made = make(*arguments)
     assert read_manifest(made.location) == made.manifest

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from smt_ray.config import BpttConfig, DmtConfig
+from smt_ray.config import DmtConfig, UnrollConfig
 from smt_ray.data.reader import Stream
 from smt_ray.data.windows import Windows
 from smt_ray.objectives.bptt import Bptt
@@ -17,8 +17,8 @@ B, L = 4, 11
 K, D = MODEL.memory_tokens, MODEL.width
 
 
-def dmt(**changes):
-    return random_weights(Dmt(MODEL, DmtConfig(**changes), VOCABULARY))
+def dmt(*, readout=1.0, **changes):
+    return random_weights(Dmt(MODEL, DmtConfig(**changes), VOCABULARY, readout))
 
 
 def make_batch():
@@ -144,7 +144,7 @@ def test_a_cell_without_any_gradient_is_refused(field, value):
 
 def test_unrolled_as_a_whole_without_labels_it_is_bptt():
     model, batch = dmt(mode="sequential", depth=L, unroll=True, dynamics=0.0), make_batch()
-    bptt = Bptt(MODEL, BpttConfig(), VOCABULARY)
+    bptt = Bptt(MODEL, UnrollConfig(), VOCABULARY)
     bptt.rnn = model.rnn
     expected, found = bptt(batch)["loss"], model(batch)["loss/readout"]
     torch.testing.assert_close(found, expected)

@@ -19,8 +19,7 @@ def make(**settings):
 
 
 KINDS: dict[str, dict[str, Any]] = {
-    "projected": {"encoder": "causal", "project_registers": True},
-    "plain": {"encoder": "causal", "project_registers": False},
+    "causal": {"encoder": "causal"},
     "absolute positions": {"encoder": "causal", "absolute_positions": True},
     "bidirectional": {"encoder": "bidirectional"},
 }

@@ -10,11 +10,18 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from smt_ray.config import DataConfig, EvaluationConfig, LossConfig, RunConfig, RuntimeConfig
-from smt_ray.config.data import TaskConfig
+from smt_ray.config import (
+    DataConfig,
+    EvaluationConfig,
+    LossConfig,
+    RunConfig,
+    RuntimeConfig,
+    TaskConfig,
+)
 from smt_ray.data import sources
 from smt_ray.data.export import save_rnn
 from smt_ray.data.shards import MANIFEST
+from smt_ray.data.source_plan import plan_source
 from smt_ray.data.storage import Location
 from smt_ray.evaluation.evaluator import score_run
 from smt_ray.evaluation.held_out import HeldOut
@@ -40,16 +47,17 @@ def configured(source: str, length: int) -> RunConfig:
         ),
         model=MODEL,
         loss=LossConfig(horizon=4),
-        evaluation=EvaluationConfig(sequences=24, prompt_length=4, sample_length=9),
-        runtime=RuntimeConfig(workers=1),
+        evaluation=EvaluationConfig(sequences=24, sample_length=9),
+        runtime=RuntimeConfig(device="cpu"),
     )
 
 
 def write_artifacts(config: RunConfig, root: Location) -> dict[str, Location]:
     """Write token shards of the source, and random weights of every stage."""
     data = config.data
-    tokenizer = sources.load_tokenizer_of(data)
-    for split, units in sources.plan(data).items():
+    plan = plan_source(data)
+    tokenizer = plan.tokenizer
+    for split in sources.SPLITS:
         place = (root / "tokens" / split).make_dir()
         manifest: dict[str, Any] = {
             "kind": "tokens",
@@ -58,7 +66,7 @@ def write_artifacts(config: RunConfig, root: Location) -> dict[str, Location]:
             "targets": data.kind != "text",
             "shards": {},
         }
-        for unit in units:
+        for unit in plan.split(split):
             packer = sources.packer(unit, data, tokenizer)
             for table in packer.tables(sources.read(unit, data, tokenizer), 1024):
                 name = f"{len(manifest['shards'])}.parquet"
@@ -67,14 +75,15 @@ def write_artifacts(config: RunConfig, root: Location) -> dict[str, Location]:
         manifest["sequences"] = sum(manifest["shards"].values())
         if data.kind == "pixels":
             manifest["bytes"] = manifest["sequences"] * data.sequence_length
-            manifest["image"] = sources.image_shape(data)
+            images = sources.images_in(data)
+            manifest["image"] = images.height, images.width
         (place / MANIFEST).write_json(manifest)
     objectives: dict[str, Objective] = {
         "teacher": Teacher(MODEL, config.loss, tokenizer.vocabulary, 0),
         "transition": Transition(MODEL, tokenizer.vocabulary),
         "dmt": Dmt(MODEL, config.dmt, tokenizer.vocabulary),
-        "finetune": Bptt(MODEL, config.finetune, tokenizer.vocabulary),
-        "bptt": Bptt(MODEL, config.bptt, tokenizer.vocabulary),
+        "finetune": Bptt(MODEL, config.unroll, tokenizer.vocabulary),
+        "bptt": Bptt(MODEL, config.unroll, tokenizer.vocabulary),
     }
     for seed, (stage, objective) in enumerate(objectives.items()):
         place = (root / stage).make_dir()
@@ -117,8 +126,8 @@ def test_every_part_is_there_for_its_kind(run):
     assert all(len(curve) == 4 * length for curve in result["long_curves"].values())
     assert result["gradients"].keys() == {"teacher", "rnn", "bptt"}
     assert all(len(curve) == length for curve in result["gradients"].values())
-    assert result["foresight"].keys() == {"teacher", "rnn"}
-    assert all(len(curve) == config.loss.horizon for curve in result["foresight"].values())
+    assert result["next_k"].keys() == {"teacher", "rnn"}
+    assert all(len(curve) == config.loss.horizon for curve in result["next_k"].values())
     assert (result["geometry"] == {}) == (kind != "task")
     assert (result["sample"] == {}) == (kind != "text")
     assert (result["images"] == {}) == (kind != "pixels")

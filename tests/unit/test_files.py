@@ -14,6 +14,7 @@ import pytest
 
 from smt_ray.config import DataConfig
 from smt_ray.data import pieces, sources
+from smt_ray.data.source_plan import plan_source
 from smt_ray.data.tokenizers import ByteTokenizer
 
 LINES = [f"line {n}: caf\u00e9\n" for n in range(400)]
@@ -21,10 +22,14 @@ LINES = [f"line {n}: caf\u00e9\n" for n in range(400)]
 
 def documents(source, **fields):
     """Return all documents of each split."""
-    config = DataConfig(source=str(source), **fields)
+    plan = plan_source(DataConfig(source=str(source), sequence_length=2, **fields))
     return {
-        split: [text for unit in units for text in sources.read(unit, config, ByteTokenizer())]
-        for split, units in sources.plan(config).items()
+        split: [
+            text
+            for unit in plan.split(split)
+            for text in sources.read(unit, plan.config, ByteTokenizer())
+        ]
+        for split in sources.SPLITS
     }
 
 
@@ -64,11 +69,11 @@ def test_names_that_begin_with_a_dot_are_data_only_if_the_glob_says_so(tree):
     assert joined(f"{tree}/*.txt") == [b"_mine.txt", b"a.txt"]
     assert joined(f"{tree}/.*.txt") == [b"._a.txt", b".c.txt"]
     assert joined(f"{tree}/.ipynb_checkpoints/*.txt", validation_fraction=0.5)[0]
-    assert joined(f"{tree}/**/.ipynb*/*.txt")[0]
+    assert joined(f"{tree}/**/.ipynb*/*.txt", validation_fraction=0.5)[0]
     hidden = tree / ".hidden"
     (tree / "sub").rename(hidden)
-    (hidden / "d.txt").write_text("d")
-    assert joined(hidden) == [b"d", b"sub/b.txt"]
+    (hidden / "d.txt").write_text("d.txt")
+    assert joined(hidden) == [b"d.txt", b"sub/b.txt"]
 
 
 def test_rings_of_links_are_walked_once(tree):
@@ -88,9 +93,9 @@ def test_odd_names_are_names(tmp_path, name):
     folder = tmp_path / name
     folder.mkdir()
     for number in range(2):
-        (folder / f"{number}{name}.txt").write_text(str(number))
+        (folder / f"{number}{name}.txt").write_text(f"number {number}")
     for source in (folder, f"{folder}/*.txt", folder.as_uri()):
-        assert joined(source) == [b"0", b"1"]
+        assert joined(source) == [b"number 0", b"number 1"]
     (folder / f"0{name}.txt").write_text("".join(LINES))
     assert b"".join(joined(folder / f"0{name}.txt")) == "".join(LINES).encode()
 
@@ -107,7 +112,7 @@ def test_files_of_other_kinds_are_counted(tree, caplog):
     (tree / "sub" / "b.txt").write_text("".join(LINES))
     (tree / "_mine.txt").unlink()
     with caplog.at_level(logging.INFO):
-        sources.check(DataConfig(source=str(tree), sequence_length=16))
+        plan_source(DataConfig(source=str(tree), sequence_length=16))
     assert caplog.messages == [f"{tree}: files of other kinds passed over: 2 (README.md, a.csv)"]
 
 
@@ -160,10 +165,9 @@ def test_compressed_files_weigh_what_they_unpack_to(tmp_path):
     content = gzip.compress(b"the same line\n" * 1_000_000)
     for number in range(8):
         (tmp_path / f"{number}.txt.gz").write_bytes(content)
-    config = DataConfig(source=str(tmp_path))
-    units = [unit for group in sources.plan(config).values() for unit in group]
-    assert [len(unit.pieces) for unit in units] == [1] * 8
-    assert sources.size(config) == pytest.approx(8 * 14_000_000, rel=0.2)
+    plan = plan_source(DataConfig(source=str(tmp_path)))
+    assert [len(unit.pieces) for unit in plan.units] == [1] * 8
+    assert plan.size == pytest.approx(8 * 14_000_000, rel=0.2)
 
 
 BAD = {
@@ -203,22 +207,27 @@ def test_a_bad_row_is_named_by_its_line_in_the_whole_file(tmp_path, end, monkeyp
     (tmp_path / f"a.jsonl{end}").write_bytes(gzip.compress(content) if end else content)
     monkeypatch.setattr(pieces, "UNIT_BYTES", 1000)
     assert f"a.jsonl{end}, line 322, column 14: not JSON (Invalid control" in refused(tmp_path)
-    assert len(sources.plan(DataConfig(source=str(tmp_path)))["train"]) > (0 if end else 5)
+    plan = plan_source(DataConfig(source=str(tmp_path), sequence_length=16))
+    assert len(plan.split("train")) > (0 if end else 5)
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
 def test_null_texts_are_left_out(tmp_path, suffix):
-    texts = [None, "one", None, "two", "three"]
-    if suffix == ".jsonl":
-        content = "".join(json.dumps({"text": text}) + "\n" for text in texts)
-        (tmp_path / "a.jsonl").write_text(content)
-        (tmp_path / "b.jsonl").write_text('{"text": null}\n' * 3)
-    else:
-        pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet")
-        pq.write_table(pa.table({"text": [None] * 3}), tmp_path / "b.parquet")
+    files: dict[str, list[str | None]] = {
+        "a": [None, "one", None, "two", "three"],
+        "c": [None] * 3,
+        "f": ["four", None],
+    }
+    for name, texts in files.items():
+        if suffix == ".jsonl":
+            content = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+            (tmp_path / f"{name}.jsonl").write_text(content)
+        else:
+            pq.write_table(pa.table({"text": texts}), tmp_path / f"{name}.parquet")
+    if suffix == ".parquet":
         pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "empty.parquet")
         pq.ParquetWriter(tmp_path / "no-group.parquet", pa.schema({"text": pa.string()})).close()
-    assert joined(tmp_path) == ["one", "three", "two"]
+    assert joined(tmp_path) == ["four", "one", "three", "two"]
 
 
 def test_a_long_line_is_searched_a_unit_at_a_time(tmp_path, monkeypatch):

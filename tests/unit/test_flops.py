@@ -7,7 +7,15 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from smt_ray.config import BpttConfig, DataConfig, DmtConfig, LossConfig, ModelConfig, RunConfig
+from smt_ray.config import (
+    DataConfig,
+    DmtConfig,
+    ExperimentalConfig,
+    LossConfig,
+    ModelConfig,
+    OptionalStageConfig,
+    RunConfig,
+)
 from smt_ray.objectives.bptt import Bptt
 from smt_ray.objectives.dmt import Dmt
 from smt_ray.objectives.teacher import Teacher
@@ -23,15 +31,15 @@ CONFIG = RunConfig(
     data=DataConfig(sequence_length=L),
     model=MODEL,
     loss=LossConfig(timesteps=5, horizon=8),
-    bptt=BpttConfig(enabled=True),
+    bptt=OptionalStageConfig(steps=1),
 )
-SPARSE = replace(CONFIG, loss=replace(CONFIG.loss, dense=False))
-PAPERS = replace(SPARSE, model=replace(MODEL, encoder="bidirectional"))
+SPARSE = replace(CONFIG, experimental=ExperimentalConfig(dense=False))
+PAPERS = replace(CONFIG, model=replace(MODEL, encoder="bidirectional"))
 ROLLED = replace(CONFIG, dmt=DmtConfig(mode="sequential"))
 
 
 def teacher(config):
-    return Teacher(config.model, config.loss, V, 0)
+    return Teacher(config.model, config.loss, V, 0, dense=config.dense)
 
 
 CASES = {
@@ -63,7 +71,7 @@ CASES = {
         ROLLED.override("dmt.depth", 5).override("dmt.unroll", True),
         lambda config: Dmt(config.rnn_model, config.dmt, V),
     ),
-    "bptt": (CONFIG, lambda config: Bptt(config.rnn_model, config.bptt, V)),
+    "bptt": (CONFIG, lambda config: Bptt(config.rnn_model, config.unroll, V)),
 }
 
 

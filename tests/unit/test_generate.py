@@ -21,6 +21,8 @@ from jobs.generate import GenerateOptions
 from smt_ray import load_rnn
 from smt_ray.config import DataConfig
 from smt_ray.data.export import ExportedRNN, save_rnn
+from smt_ray.data.source_plan import plan_source
+from smt_ray.data.sources import read
 from smt_ray.data.storage import Location
 from smt_ray.data.tokenizers import ByteTokenizer, load_tokenizer
 from smt_ray.evaluation.standalone import score_source, with_tokenizer_of
@@ -258,10 +260,8 @@ def source(tmp_path):
 
 def plain_bits(rnn, source):
     """Score every validation window byte by byte, in a plain loop."""
-    from smt_ray.data.sources import plan, read
-
     bits, covered, count = 0.0, 0, 0
-    for unit in plan(source)["validation"]:
+    for unit in plan_source(source).split("validation"):
         stream = b"\0".join(cast(bytes, text) for text in read(unit, source, rnn.tokenizer))
         for start in range(0, len(stream) - 12, 12):
             memory, window = rnn.initial(1), stream[start : start + 13]

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from smt_ray.config import LossConfig
-from smt_ray.evaluation import next_k as foresight
+from smt_ray.evaluation import next_k
 from smt_ray.evaluation.gradients import last_only, supervised_gradients, unrolled_gradients
 from smt_ray.model.cells import build_cell
 from smt_ray.model.decoder import Decoder
@@ -46,9 +46,9 @@ def test_unrolled_gradients_are_those_of_a_loss_from_the_memory_on(batch):
 
 @pytest.mark.parametrize(("tokens", "positions"), [(1, False), (1, True), (1 << 14, True)])
 def test_supervised_gradients_are_those_of_equation_5(batch, monkeypatch, tokens, positions):
-    monkeypatch.setattr(foresight, "TOKENS", tokens)
+    monkeypatch.setattr(next_k, "TOKENS", tokens)
     inputs, targets = batch
-    loss = LossConfig(decoding=0.7, dynamics=0.3, horizon=3)
+    loss = LossConfig(dynamics=0.3, horizon=3)
     decoder = random_weights(Decoder(replace(MODEL, absolute_positions=positions), VOCABULARY))
     cell = random_weights(build_cell(MODEL, VOCABULARY), 1)
     memory = torch.randn(B, L, K, D)
@@ -64,7 +64,7 @@ def test_supervised_gradients_are_those_of_equation_5(batch, monkeypatch, tokens
             logits = decoder(leaves[t], inputs[row, t + 1 : last][None], torch.tensor([t]))[0]
             answers = targets[row, t:last]
             nats = F.cross_entropy(logits, answers, ignore_index=-100, reduction="sum")
-            total = total + loss.decoding * nats
+            total = total + nats
         for t, gradient in enumerate(torch.autograd.grad(total, leaves)):
             norms[t] += float(gradient.norm()) / B
     found = supervised_gradients(memory, decoder, cell, inputs, targets, loss)
@@ -83,7 +83,7 @@ def test_a_large_vocabulary_is_read_in_parts_to_the_same_gradients(batch, monkey
         return unrolled, supervised_gradients(memory, *networks, inputs, targets, loss)
 
     whole = norms()
-    monkeypatch.setattr(foresight, "NUMBERS", 1 << 20)
+    monkeypatch.setattr(next_k, "NUMBERS", 1 << 20)
     with output_sizes(rnn.readout.logits) as sizes:
         found = norms()
     assert max(sizes) <= 1 << 20

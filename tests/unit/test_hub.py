@@ -6,6 +6,7 @@ from datasets import Dataset
 from smt_ray.config import DataConfig
 from smt_ray.config.run_config import RunConfig
 from smt_ray.data import sources
+from smt_ray.data.source_plan import plan_source
 from smt_ray.data.tokenizers import ByteTokenizer
 from smt_ray.pipeline.planning import plan
 
@@ -42,7 +43,7 @@ def refused(source, **fields):
     """Return the one line with which a source is refused, by a run and by --plan alike."""
     data = DataConfig(source=source, sequence_length=16, **fields)
     said = []
-    for call in (lambda: sources.check(data), lambda: plan(RunConfig(data=data))):
+    for call in (lambda: plan_source(data), lambda: plan(RunConfig(data=data))):
         with pytest.raises(ValueError, match=r"^data\.") as caught:
             call()
         said.append(str(caught.value))
@@ -54,12 +55,11 @@ def refused(source, **fields):
 def test_a_subset_is_named_by_a_field(two):
     for subset, first in (("en", "a"), ("de", "A")):
         config = DataConfig(source=two, subset=subset, sequence_length=16)
-        sources.check(config)
-        unit = sources.plan(config)["train"][0]
+        unit = plan_source(config).split("train")[0]
         texts = list(sources.read(unit, config, ByteTokenizer()))
         assert {text[0] for text in texts} == {first}
-    others = {sources.identity(DataConfig(source=two, subset=subset)) for subset in ("en", "de")}
-    assert len(others) == 2
+    others = [DataConfig(source=two, subset=subset, sequence_length=16) for subset in ("en", "de")]
+    assert len({plan_source(config).fingerprint for config in others}) == 2
 
 
 def test_subsets_that_are_missing_or_not_there_are_listed(two, tmp_path):

@@ -10,7 +10,7 @@ from smt_ray.objectives.losses import (
     COVARIANCE_FLOOR,
     PAIRS,
     VARIANCE_FLOOR,
-    spread,
+    slot_deviation,
     squared_error,
     uniformity,
     whiten,
@@ -31,10 +31,10 @@ def test_squared_error_is_the_sum_over_the_count():
     assert float(found) == pytest.approx(total / 7, rel=1e-6)
 
 
-def test_spread_is_the_deviation_of_each_slot_over_sequences_not_over_time():
+def test_slot_deviation_is_that_over_sequences_not_over_time():
     clock = torch.tensor([3.0, -5.0])[:, None, None]
     memory = torch.randn(50, 2, K, D) * torch.tensor([0.5, 2.0, 1e-4])[:, None] + clock
-    found = spread(memory)
+    found = slot_deviation(memory)
     for slot in range(K):
         columns = memory[:, :, slot].flatten(1).T.tolist()
         variance = sum(statistics.variance(column) for column in columns) / len(columns)
@@ -42,7 +42,7 @@ def test_spread_is_the_deviation_of_each_slot_over_sequences_not_over_time():
     assert float(found[2]) == pytest.approx(VARIANCE_FLOOR**0.5, rel=1e-3)
 
 
-def test_an_error_relative_to_the_spread_gains_nothing_from_a_smaller_memory():
+def test_an_error_relative_to_the_deviation_gains_nothing_from_a_smaller_memory():
     memory, error, size = torch.randn(50, K, D), torch.randn(50, K, D), torch.ones(K, 1)
     size.requires_grad_()
 
@@ -51,7 +51,7 @@ def test_an_error_relative_to_the_spread_gains_nothing_from_a_smaller_memory():
         loss = squared_error(own, label, torch.tensor(float(memory.numel())))
         return torch.autograd.grad(loss, size)[0]
 
-    whitened, plain = gain(spread(memory[:, None] * size)), gain(torch.ones(K, 1))
+    whitened, plain = gain(slot_deviation(memory[:, None] * size)), gain(torch.ones(K, 1))
     assert (plain > 0.5).all()
     assert (whitened.abs() < 0.05 * plain).all()
 
@@ -129,30 +129,19 @@ def test_directions_are_whitened_in_full_precision_under_autocast_too():
         assert torch.equal(whiten(memory, factor), own)
 
 
-@pytest.mark.parametrize("per_slot", [False, True])
-def test_uniformity_equals_brute_force_over_the_drawn_pairs(per_slot):
+def test_uniformity_equals_brute_force_over_the_drawn_pairs():
     memory = torch.randn(M, K, D) * 3
     draws = torch.randint(1 << 40, (4, PAIRS))
     kernels = []
     for a, i, b, j in draws.T.tolist():
-        a, i, b = a % M, i % K, b % M
-        j = i if per_slot else j % K
+        a, i, b, j = a % M, i % K, b % M, j % K
         if (a, i) == (b, j):  # a token against itself says nothing
             continue
         first, second = memory[a, i] / memory[a, i].norm(), memory[b, j] / memory[b, j].norm()
         kernels.append(math.exp(-2 * float((first - second).square().sum())))
     assert 0.7 * PAIRS < len(kernels) < PAIRS
     expected = math.log(sum(kernels) / len(kernels))
-    found = uniformity(memory, draws, per_slot=per_slot)
-    assert float(found) == pytest.approx(expected, rel=1e-5)
-
-
-def test_only_slot_against_slot_sees_a_collapsed_slot():
-    """All sequences share their memory; its K tokens differ."""
-    memory = torch.eye(K, D).expand(M, K, D)
-    draws = torch.randint(1 << 40, (4, PAIRS))
-    assert float(uniformity(memory, draws, per_slot=True)) == pytest.approx(0, abs=1e-6)
-    assert float(uniformity(memory, draws)) < -0.4
+    assert float(uniformity(memory, draws)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_cross_entropy_leaves_out_masked_targets():

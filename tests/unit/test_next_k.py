@@ -1,4 +1,4 @@
-"""Foresight against the decoder by hand, one memory and one target at a time."""
+"""What a memory tells of later targets: the decoder by hand, one memory and target at a time."""
 
 from dataclasses import replace
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from smt_ray.evaluation import next_k as module
-from smt_ray.evaluation.next_k import foresight
+from smt_ray.evaluation.next_k import next_k
 from smt_ray.evaluation.scores import Score
 from smt_ray.model.decoder import Decoder
 from tests.samples import MODEL, VOCABULARY, output_sizes, random_weights
@@ -38,11 +38,11 @@ def test_it_scores_each_target_ahead_of_each_memory(batch, monkeypatch, tokens, 
                     bits[i] -= logits.log_softmax(0)[target] / torch.tensor(2.0).log()
                     hits[i] += logits.argmax() == target
                     count[i] += 1
-    found = foresight(memory, decoder, inputs, targets, HORIZON)
+    found = next_k(memory, decoder, inputs, targets, HORIZON)
     torch.testing.assert_close(found.curve.float(), bits / count, atol=1e-4, rtol=1e-4)
     assert torch.equal(found.accuracy_curve.float(), hits / count)
     # With two units a target, half of the bits fall on each.
-    halved = foresight(memory, decoder, inputs, targets, HORIZON, units=2.0)
+    halved = next_k(memory, decoder, inputs, targets, HORIZON, units=2.0)
     torch.testing.assert_close(halved.curve, found.curve / 2)
 
 
@@ -50,10 +50,10 @@ def test_a_large_vocabulary_is_read_in_parts_to_the_same_score(batch, monkeypatc
     memory, inputs, targets = batch
     vocabulary = 50_257
     decoder = random_weights(Decoder(MODEL, vocabulary)).requires_grad_(False)
-    whole = foresight(memory, decoder, inputs, targets, HORIZON)
+    whole = next_k(memory, decoder, inputs, targets, HORIZON)
     monkeypatch.setattr(module, "NUMBERS", 1 << 20)
     with output_sizes(decoder.logits) as sizes:
-        found = foresight(memory, decoder, inputs, targets, HORIZON)
+        found = next_k(memory, decoder, inputs, targets, HORIZON)
     assert max(sizes) <= 1 << 20
     assert sum(sizes) == B * L * HORIZON * vocabulary
     torch.testing.assert_close(found.sums, whole.sums, rtol=1e-5, atol=1e-5)
@@ -64,7 +64,7 @@ def test_the_next_target_is_the_readouts(batch):
     decoder = random_weights(Decoder(MODEL, VOCABULARY)).requires_grad_(False)
     score = Score()
     score.add(memory, decoder, targets)
-    found = foresight(memory, decoder, inputs, targets, HORIZON)
+    found = next_k(memory, decoder, inputs, targets, HORIZON)
     torch.testing.assert_close(found.sums[:, 0], score.sums.sum(1), atol=1e-4, rtol=1e-5)
-    alone = foresight(memory, decoder, inputs, targets, 1)
+    alone = next_k(memory, decoder, inputs, targets, 1)
     torch.testing.assert_close(alone.sums, found.sums[:, :1], atol=1e-4, rtol=1e-5)

@@ -1,5 +1,7 @@
 """What one process asks for on the nodes that trained."""
 
+from dataclasses import replace
+
 import pytest
 
 from smt_ray.cluster.process import cpus_at_most
@@ -23,8 +25,16 @@ def nodes(*cpus, dead=()):
     ],
 )
 def test_a_process_asks_for_no_more_than_one_node_has(workers, there, expected):
-    assert cpus_at_most(RuntimeConfig(workers=workers), there) == expected
+    assert cpus_at_most(RuntimeConfig(device="cpu", workers=workers), there) == expected
 
 
-def test_one_cpu_is_enough_beside_a_gpu():
-    assert cpus_at_most(RuntimeConfig(workers=8, gpu=True), nodes(64)) == 1
+@pytest.mark.parametrize(("there", "expected"), [(nodes(64), 8), (nodes(6), 6), ([], 1)])
+def test_the_threads_of_all_workers_count(there, expected):
+    runtime = RuntimeConfig(device="cpu", workers=2, threads=4)
+    assert cpus_at_most(runtime, there) == expected
+
+
+def test_the_cpus_of_one_worker_are_enough_beside_a_gpu():
+    runtime = RuntimeConfig(device="gpu", workers=8)
+    assert cpus_at_most(runtime, nodes(64)) == 1
+    assert cpus_at_most(replace(runtime, threads=3), nodes(64)) == 3

@@ -70,7 +70,7 @@ def test_fields_are_set_against_what_they_vary():
     assert quantity("model.width") == "parameters"
     assert quantity("data.sequence-length") == "context"
     assert quantity("teacher.steps") == "tokens"
-    assert quantity("dmt.train.steps") == "flops"
+    assert quantity("dmt.steps") == "flops"
 
 
 def test_less_memory_costs_more():
@@ -88,7 +88,7 @@ def test_less_memory_costs_more():
 
 
 def test_compute_is_that_of_all_stages():
-    config = CONFIG.update({"bptt": {"enabled": True}})
+    config = CONFIG.update({"bptt": {"steps": 10}})
     flops = training_flops(config, 256, labels=128 * 10)
     assert set(flops) == {"teacher", "labels", "transition", "dmt", "bptt"}
     half = config.update({"teacher": {"steps": 500}})

@@ -77,6 +77,7 @@ def test_the_papers_own_encoder_and_dmt_are_the_flags_that_are_named(source):
     parsed: Options = parse_run([*encoder, *dmt], "", partial(on_source, source=source))
     run = parsed.run
     assert (run.model.encoder, run.dmt.mode) == ("bidirectional", "sequential")
+    assert not run.dense
     assert (run.dmt.unroll, run.dmt.dynamics, run.dmt.fade) == (False, 10.0, 0.0)
 
 

@@ -94,7 +94,7 @@ def report() -> Report:
         drift={"rnn": np.linspace(0.01, 0.1, 128), "rnn_before_dmt": np.linspace(0.02, 0.4, 128)},
         long_curves={"rnn": 2.6 + 1 / np.arange(1, 513)},
         gradients={"rnn": np.geomspace(1e-6, 1, 128), "teacher": np.ones(128)},
-        foresight={"rnn": np.linspace(2.7, 2.9, 16), "teacher": np.linspace(2.5, 2.8, 16)},
+        next_k={"rnn": np.linspace(2.7, 2.9, 16), "teacher": np.linspace(2.5, 2.8, 16)},
         metrics={stage: training_rows() for stage in ("teacher", "transition")}
         | {"dmt": training_rows() + drift_rows()},
         sample={"prompt": "def f(", "text": "<script>alert('x')</script> & more"},

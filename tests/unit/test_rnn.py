@@ -35,7 +35,7 @@ def test_rollout_is_a_loop_of_steps_from_the_empty_memory(rnn):
         assert torch.equal(memories[:, t], memory)
 
 
-CELLS = ["transformer", "gated", "mlp", "gru", "lstm"]
+CELLS = ["transformer", "gated", "mlp", "gru", "benchmarks.lstm:LstmCell"]
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -44,8 +44,7 @@ CELLS = ["transformer", "gated", "mlp", "gru", "lstm"]
     [(torch.bfloat16, 0.2), (torch.float16, 0.02), (torch.float64, 1e-4)],
 )
 def test_an_rnn_runs_in_the_dtype_of_its_weights(cell, dtype, tolerance):
-    gated = {"cell": "transformer", "write_gate": True} if cell == "gated" else {"cell": cell}
-    model = dataclasses.replace(MODEL, **gated)
+    model = dataclasses.replace(MODEL, cell=cell)
     rnn = random_weights(ExportedRNN(model, 256, ByteTokenizer())).requires_grad_(False)
     tokens = torch.randint(256, (3, 5))
     exact = rnn.rollout(tokens)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from jobs.scaling_study import described, parse
+from smt_ray.cluster.resources import resolved
 from smt_ray.data.storage import Location
 from smt_ray.labels.meter import label_rate
 from smt_ray.pipeline.recipes import on_text
@@ -25,6 +26,7 @@ from smt_ray.studies.tables import terminal_table, throughput_table
 from smt_ray.train.trace import covered
 
 TINY = on_text("tiny")
+HERE = resolved(TINY, {"CPU": 2})
 
 
 def test_measurements_scale_weakly_and_strongly():
@@ -42,7 +44,8 @@ def test_measurements_scale_weakly_and_strongly():
     assert weak.teacher.global_batch == 4 * TINY.teacher.global_batch
     assert strong.teacher.global_batch == TINY.teacher.global_batch
     assert {weak.runtime.workers, strong.runtime.workers} == {4}
-    assert weak.teacher.steps == weak.teacher.validate_every == 16
+    assert weak.teacher.steps == weak.optimizer.validate_every == 16
+    assert weak.stages()["teacher"].validation_batches == 1
     assert weak.runtime.log_every == 2
     assert found["labels-weak-2"].config.runtime.gangs == 2
     with pytest.raises(ValueError, match=r"^runtime\.workers=3: must divide teacher\.global-batch"):
@@ -139,7 +142,8 @@ def test_overlapping_intervals_count_once():
 def test_a_study_of_costs_alone_writes_its_page(tmp_path):
     plan = tmp_path / "plan.yaml"
     plan.write_text(
-        "{tokens: [1.0e+9, 1.0e+12], preset: paper, flops_per_s: 2.0e+14, prices: {a: 2}}"
+        "{tokens: [1.0e+9, 1.0e+12], preset: paper, flops_per_s: 2.0e+14, prices: {a: 2}, "
+        "config: {labels: {fraction: 1.0}}}"
     )
     words = ["--no-throughput", "--cost", str(plan), "--storage", str(tmp_path), "--name", "costs"]
     _, design = parse(words)
@@ -186,7 +190,7 @@ def test_a_page_has_a_section_for_each_question(tmp_path):
         runs,
         curves(runs, [axis], TINY),
         compression_rows(runs),
-        cost([Scenario(run=TINY, vocabulary=256, tokens=1e9, passes={}, workers=2, gangs=1)]),
+        cost([Scenario(run=HERE, vocabulary=256, tokens=1e9, passes={}, workers=2, gangs=1)]),
     )
     sections = chapters(result)
     assert [section.title for section in sections] == [
@@ -248,8 +252,7 @@ def test_a_mistake_is_answered_in_one_line(words, message):
 
 def test_bptt_gets_as_many_tokens_as_the_teacher():
     _, design = parse(["--bptt", "--quality", "model.width=32,64", "--name", "wide"])
-    bptt, teacher = design.run.bptt.train, design.run.teacher
-    assert design.run.bptt.enabled
+    bptt, teacher = design.run.bptt, design.run.teacher
     assert (bptt.steps, bptt.global_batch) == (teacher.steps, teacher.global_batch)
     assert [trial.config.name for trial in design.trials] == [
         "wide.model.width-32",

@@ -2,6 +2,7 @@
 
 import json
 import sysconfig
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from smt_ray.config import DataConfig
 from smt_ray.data import pieces, sources
+from smt_ray.data.files import listed
+from smt_ray.data.source_plan import plan_source
 from smt_ray.data.storage import Location
 from smt_ray.data.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer
 
@@ -23,14 +26,14 @@ TEXTS = [f"Document {n}: caf\u00e9 and \U0001f40d, line {n * n}.\n" for n in ran
 
 def documents(config: DataConfig, tokenizer: Tokenizer | None = None) -> dict[str, list[Any]]:
     """Return all documents of each split, token ids as lists, in the order of the units."""
-    chosen = tokenizer or load_tokenizer(config.tokenizer)
+    plan = plan_source(replace(config, sequence_length=2))
     return {
         split: [
             document.tolist() if isinstance(document, np.ndarray) else document
-            for unit in units
-            for document in sources.read(unit, config, chosen)
+            for unit in plan.split(split)
+            for document in sources.read(unit, plan.config, tokenizer or plan.tokenizer)
         ]
-        for split, units in sources.plan(config).items()
+        for split in sources.SPLITS
     }
 
 
@@ -93,12 +96,11 @@ def test_big_files_become_several_units_without_loss(tmp_path, suffix, monkeypat
     path = write(tmp_path / f"all{suffix}", TEXTS)
     if suffix == ".npy":
         np.save(path, np.arange(1000, dtype=np.uint16) % 256)
-    config = DataConfig(source=str(path))
-    units = sources.plan(config)
-    assert len(units["train"]) >= 2
-    assert [unit.index for split in sources.SPLITS for unit in units[split]] == list(
-        range(sum(map(len, units.values())))
-    )
+    config = DataConfig(source=str(path), sequence_length=16)
+    plan = plan_source(config)
+    assert len(plan.split("train")) >= 2
+    assert plan.split("train") + plan.split("validation") == plan.units
+    assert [unit.index for unit in plan.units] == [*range(len(plan.units))]
     found = documents(config)
     both = found["train"] + found["validation"]
     if suffix == ".npy":
@@ -123,17 +125,16 @@ def test_files_are_split_by_hash(tmp_path):
         [*found["validation"]],
         [*found["validation"], b"one more"],
     )
-    other = DataConfig(source=str(tmp_path / "*.txt"), validation_fraction=0.3, seed=1)
-    assert set(documents(other)["validation"]) != held
 
 
 @pytest.mark.parametrize("fraction", [1e-9, 0.5])
 def test_two_files_give_one_to_each_split(tmp_path, fraction):
-    for seed in range(8):
+    for number in range(8):
+        place = tmp_path / str(number)
+        place.mkdir()
         for name in "ab":
-            (tmp_path / f"{name}.txt").write_text(name)
-        config = DataConfig(source=str(tmp_path), validation_fraction=fraction, seed=seed)
-        found = documents(config)
+            (place / f"{name}{number}.txt").write_text(name * 9)
+        found = documents(DataConfig(source=str(place), validation_fraction=fraction))
         assert len(found["train"]) == len(found["validation"]) == 1
 
 
@@ -154,14 +155,16 @@ def test_wildcards_directories_and_uris_find_the_same_files(tmp_path, monkeypatc
         found = documents(DataConfig(source=place))
         assert sorted(found["train"] + found["validation"]) == [b"a.txt", b"b.txt", b"deep/c.txt"]
     assert len({str(documents(DataConfig(source=place))) for place in places}) == 1
+    configs = [DataConfig(source=place, sequence_length=2) for place in places]
+    assert len({plan_source(config).fingerprint for config in configs}) == 1
 
 
 def test_stdlib_is_the_interpreters_own_source_by_relative_path():
-    units = sources.plan(DataConfig())
-    paths = {piece.path for split in units.values() for unit in split for piece in unit.pieces}
+    plan = plan_source(DataConfig())
+    paths = {piece.path for unit in plan.units for piece in unit.pieces}
     assert {"os.py", "json/decoder.py"} <= paths
     assert not any("-packages" in path or path.startswith("/") for path in paths)
-    unit = units["validation"][0]
+    unit = plan.split("validation")[0]
     texts = list(sources.read(unit, DataConfig(), ByteTokenizer()))
     first = Path(sysconfig.get_paths()["stdlib"]) / unit.pieces[0].path
     assert texts[0] == first.read_bytes()
@@ -190,13 +193,13 @@ def test_directory_of_data_files_is_streamed_as_a_data_set(tmp_path, monkeypatch
     for n in range(2):
         write(tmp_path / "set" / f"train-{n}.parquet", TEXTS[n::2])
     config = DataConfig(source=f"hf:{tmp_path / 'set'}", validation_fraction=0.3)
-    assert len(sources.plan(config)["train"]) == 2
+    assert len(plan_source(config).split("train")) == 2
     found = documents(config)
     assert sorted(found["train"] + found["validation"]) == sorted(TEXTS)
 
 
 def test_numpy_tokens_are_checked_against_the_vocabulary(tmp_path):
-    np.save(tmp_path / "a.npy", np.array([1, 2, 256]))
+    np.save(tmp_path / "a.npy", np.array([1, 2, 3, 4, 5, 256]))
     with pytest.raises(ValueError, match=r"data.source='.*': token ids .*256 are outside the voc"):
         documents(DataConfig(source=str(tmp_path / "a.npy"), validation_fraction=0.5))
 
@@ -234,14 +237,38 @@ def test_bad_sources_get_one_line(tmp_path, name, monkeypatch):
     np.save(tmp_path / "square.npy", np.zeros((2, 3), np.int64))
     Dataset.from_dict({"story": TEXTS}).save_to_disk(tmp_path / "set")
     with pytest.raises(ValueError, match=ERRORS[name]) as caught:
-        sources.check(DataConfig(source=name))
+        plan_source(DataConfig(source=name))
     message = str(caught.value)
     assert message.startswith(f"data.source='{name}'")
     assert "\n" not in message
 
 
-def test_good_source_passes_the_check(tmp_path):
-    sources.check(DataConfig(source=str(write(tmp_path / "all.txt", TEXTS)), sequence_length=16))
+def test_a_plan_knows_the_source_its_tokenizer_and_its_size(tmp_path, byte_level, monkeypatch):
+    whole = write(tmp_path / "all.txt", TEXTS)
+    monkeypatch.chdir(tmp_path)
+    config = DataConfig(source="all.txt", tokenizer="bpe.json", sequence_length=16)
+    plan = plan_source(config)
+    assert plan.config == replace(config, source=str(whole))
+    assert plan.tokenizer.digest == load_tokenizer(str(byte_level)).digest
+    assert plan.size == len("".join(TEXTS).encode())
+    assert len(plan.unit_fingerprints) == len(plan.units) == 2
+
+
+def test_a_source_is_listed_once(tmp_path, monkeypatch):
+    for number in range(9):
+        write(tmp_path / f"{number}.txt", TEXTS)
+    listings = []
+
+    def counted(base, pattern):
+        listings.append(base)
+        return listed(base, pattern)
+
+    for module in ("files", "hub"):
+        monkeypatch.setattr(f"smt_ray.data.{module}.listed", counted)
+    for source in (str(tmp_path), f"{tmp_path}/*.txt", f"hf:{tmp_path}"):
+        listings.clear()
+        assert plan_source(DataConfig(source=source, sequence_length=16)).fingerprint
+        assert len(listings) == 1
 
 
 @pytest.mark.parametrize("kind", ["bytes", "json"])

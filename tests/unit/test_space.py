@@ -14,7 +14,7 @@ def test_lists_take_the_types_of_their_fields():
         [
             "model.memory-tokens=4,8, 16,4",
             "model.cell=gru,mlp",
-            "loss.dense=true,False",
+            "dmt.unroll=true,False",
             "dmt.visits=4,1e1",
             "data.source=../a.txt",
         ]
@@ -22,7 +22,7 @@ def test_lists_take_the_types_of_their_fields():
     assert space == (
         Choice("model.memory-tokens", (4, 8, 16)),
         Choice("model.cell", ("gru", "mlp")),
-        Choice("loss.dense", (True, False)),
+        Choice("dmt.unroll", (True, False)),
         Choice("dmt.visits", (4.0, 10.0)),
         Choice("data.source", ("../a.txt",)),
     )
@@ -102,7 +102,7 @@ def test_fields_are_written_in_one_line():
         ("model.width=4.5", "space=model.width=4.5: must be a whole number"),
         ("dmt.visits=many", "space=dmt.visits=many: must be a number"),
         ("dmt.visits=nan", "space=dmt.visits=nan: must be a number"),
-        ("loss.dense=1", "space=loss.dense=1: must be true or false"),
+        ("dmt.unroll=1", "space=dmt.unroll=1: must be true or false"),
         ("model.width=8..4", "space=model.width=8..4: must rise from its first bound to its .*"),
         ("model.width=8..", "space=model.width=: must be a whole number"),
         ("dmt.visits=log:0..4", "space=dmt.visits=log:0..4: a logarithmic range must begin .*"),

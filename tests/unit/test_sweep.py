@@ -4,6 +4,7 @@ import logging
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -53,6 +54,14 @@ def test_a_random_search_stops_trials_early_unless_it_is_told_not_to(tmp_path):
     assert sweep(tmp_path, *words).options.early_stop
     assert not sweep(tmp_path, *words, "--no-early-stop").options.early_stop
     assert len(sweep(tmp_path, *words).trials) == 3
+
+
+def test_the_seed_of_the_run_is_that_of_the_search(tmp_path):
+    words = ("--space", "dmt.visits=4..8", "--search", "random", "--trials", "3")
+    zero, five = sweep(tmp_path, *words).trials, sweep(tmp_path, *words, "--seed", "5").trials
+    assert {trial.config.seed for trial in five} == {5}
+    drawn = [[trial.config.dmt.visits for trial in found] for found in (zero, five)]
+    assert not set(drawn[0]) & set(drawn[1])
 
 
 def test_presets_follow_a_source_and_a_length_that_are_swept(tmp_path):
@@ -130,12 +139,14 @@ def test_resume_needs_a_name_and_a_sweep(tmp_path):
     [
         ({"CPU": 8.0}, RuntimeConfig(workers=1, gang_ranks=1), 2),
         ({"CPU": 8.0}, RuntimeConfig(workers=2, gang_ranks=6), 1),
-        ({"CPU": 3.9}, RuntimeConfig(workers=2), 0),
-        ({"CPU": 64.0, "GPU": 8.0}, RuntimeConfig(workers=2, gpu=True), 4),
-        ({"CPU": 64.0}, RuntimeConfig(workers=2, gpu=True), 0),
+        ({"CPU": 12.0}, RuntimeConfig(workers=2, gang_ranks=1, threads=2), 2),
+        ({"CPU": 3.9}, RuntimeConfig(workers=2, gang_ranks=2), 0),
+        ({"CPU": 64.0, "GPU": 8.0}, RuntimeConfig(workers=2, gang_ranks=2, device="gpu"), 4),
+        ({"CPU": 64.0}, RuntimeConfig(workers=2, gang_ranks=2, device="gpu"), 0),
     ],
 )
 def test_slots_are_what_cpus_and_gpus_have_room_for(resources, runtime, expected):
+    runtime = runtime if runtime.device == "gpu" else replace(runtime, device="cpu")
     assert slots(resources, runtime) == expected
 
 

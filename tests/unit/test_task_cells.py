@@ -128,7 +128,7 @@ def test_only_the_unrolled_methods_keep_the_presets_dmt(monkeypatch):
 
 
 def test_a_curriculum_follows_the_clock_and_not_the_steps():
-    lengths = []
+    lengths: list[int] = []
 
     class Watched(TaskSource):
         def training(self, batch):

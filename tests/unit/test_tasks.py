@@ -8,9 +8,10 @@ import torch
 from smt_ray.config import TaskConfig
 from smt_ray.objectives.objective import IGNORED
 from smt_ray.tasks import MARKER, TASKS
+from smt_ray.tasks.compute import COEFFICIENTS, DEPTH, MODULUS
 from smt_ray.tasks.task import draw_distinct
 
-CONFIG = TaskConfig(symbols=6, pairs=3, queries=2, depth=3, modulus=7, coefficients=4)
+CONFIG = TaskConfig(symbols=6, pairs=3)
 ROWS = 200
 
 
@@ -35,15 +36,15 @@ def stack(inputs):
     for symbol in inputs:
         answers.append(held.pop() if symbol == MARKER else IGNORED)
         held += [symbol] if symbol != MARKER else []
-        assert len(held) <= CONFIG.depth
+        assert len(held) <= DEPTH
     return answers
 
 
 def keysvalues(inputs):
     """Look the keys up in a dictionary of the pairs."""
-    n, q = CONFIG.pairs, CONFIG.queries
-    w = len(inputs) // (2 * (n + q))
-    start = len(inputs) - 2 * w * (n + q)
+    n = CONFIG.pairs
+    w = len(inputs) // (4 * n)
+    start = len(inputs) - 4 * n * w
     strings = [tuple(inputs[i : i + w]) for i in range(start, start + 2 * n * w, w)]
     assert len(set(strings[::2])) == len(set(strings[1::2])) == n
     pairs = dict(zip(strings[::2], strings[1::2], strict=True))
@@ -58,7 +59,7 @@ def keysvalues(inputs):
 
 def modular(inputs):
     """Find w and b by trying all that fit the first two pairs."""
-    d, v = CONFIG.coefficients, CONFIG.modulus
+    d, v = COEFFICIENTS, MODULUS
     pairs = list(zip(inputs[::2], inputs[1::2], strict=False))
     fits = [
         (w, b)
@@ -119,7 +120,7 @@ def test_states_are_needle_and_parity():
     ("name", "length", "message"),
     [
         ("retrieval", 3, "data.sequence-length=3: .* at least 4 inputs"),
-        ("keysvalues", 9, "data.sequence-length=9: .* at least 10 inputs"),
+        ("keysvalues", 11, "data.sequence-length=11: .* at least 12 inputs"),
         ("modular", 4, "data.sequence-length=4: .* at least 5 inputs"),
     ],
 )
@@ -129,24 +130,24 @@ def test_a_length_without_sequences_is_refused(name, length, message):
 
 
 def test_too_few_symbols_for_the_keys_are_refused():
-    config = TaskConfig(symbols=4, pairs=5, queries=1)
+    config = TaskConfig(symbols=4, pairs=5)
     with pytest.raises(ValueError, match=r"data.task.pairs=5: data.task.symbols=4 make only 4"):
-        TASKS["keysvalues"].generate(config, 12, 1, seed=0)
+        TASKS["keysvalues"].generate(config, 20, 1, seed=0)
 
 
 def test_only_training_has_sequences_of_fewer_pairs():
     config = replace(CONFIG, fewest_pairs=1)
-    task, whole = TASKS["keysvalues"], TASKS["keysvalues"].generate(CONFIG, 20, 3000, seed=0)
-    inputs, targets = task.generate(config, 20, 3000, seed=0, training=True)
+    task, whole = TASKS["keysvalues"], TASKS["keysvalues"].generate(CONFIG, 24, 3000, seed=0)
+    inputs, targets = task.generate(config, 24, 3000, seed=0, training=True)
     counts = torch.bincount((inputs[:, :12:4] == MARKER).sum(1))
     assert len(counts) == 3
     assert (counts - 1000).abs().max() < 4 * 26  # standard deviations
     for row, target in zip(inputs.tolist(), targets.tolist(), strict=True):
         pairs = [row[i : i + 4] for i in range(0, 12, 4) if row[i] != MARKER]
         known = {tuple(pair[:2]): pair[2:] for pair in pairs}
-        for query in (12, 16):
+        for query in (12, 16, 20):
             assert target[query + 2 : query + 4] == known[tuple(row[query + 1 : query + 3])]
-    held_out = task.generate(config, 20, 3000, seed=0)
+    held_out = task.generate(config, 24, 3000, seed=0)
     assert all(torch.equal(*pair) for pair in zip(held_out, whole, strict=True))
     with pytest.raises(ValueError, match=r"data.task.fewest-pairs=4: must be <= data.task.pairs=3"):
         replace(CONFIG, fewest_pairs=4)

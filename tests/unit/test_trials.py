@@ -29,11 +29,13 @@ def counts(*space):
     [
         (["model.memory-tokens=4,8,16", "model.encoder-depth=2,4,8"], (9, 1, 9, 9, 9, 9)),
         (["transition.cell=transformer,gru", "dmt.visits=4,8"], (4, 1, 1, 1, 2, 4)),
-        (["transition.cell-depth=1,2", "transition.train.learning-rate=1e-3,1e-2"],
+        (["transition.cell-depth=1,2", "transition.learning-rate=1e-3,1e-2"],
          (4, 1, 1, 1, 4, 4)),
         (["model.cell=transformer,gru", "dmt.visits=4,8"], (4, 1, 2, 2, 2, 4)),
         (["labels.fraction=0.5,1.0", "transition.cell=mlp,gru"], (4, 1, 1, 2, 4, 4)),
         (["data.sequence-length=16,32", "dmt.visits=4,8"], (4, 2, 2, 2, 2, 4)),
+        (["optimizer.clip-norm=1.0,2.0", "labels.fraction=0.5,1.0"], (4, 1, 2, 4, 4, 4)),
+        (["loss.group=4,64"], (2, 1, 2, 2, 2, 2)),
         (["evaluation.sequences=8,16"], (2, 1, 1, 1, 1, 1)),
     ],
 )  # fmt: skip
@@ -64,7 +66,7 @@ def test_teachers_are_begun_before_what_shares_them():
             "model.heads=4,3",
             r"^space=\(model.heads=3\): model.heads=3: must divide model.width=64$",
         ),
-        ("model.cell=gru,lstm", r"^space=\(model.cell=lstm\): model.cell=lstm: has an unnorm.*$"),
+        ("model.cell=gru,lstm", r"^space=\(model.cell=lstm\): model.cell='lstm': must be one .*$"),
         (
             "data.source=task:parity,task:nothing",
             r"^space=\(data.source=task:nothing\): data.so.*$",

@@ -14,14 +14,15 @@ def artifacts(tmp_path):
     return Location.of(tmp_path / "artifacts")
 
 
-def unit(mark, split="train", shards=2):
-    names = {f"{mark}-{n}.parquet": n + 1 for n in range(shards)}
-    return Record(mark=mark, split=split, shards=names, bytes=7, documents=3, tokens=9)
+def unit(name, split="train", shards=2):
+    names = {f"{name}-{n}.parquet": n + 1 for n in range(shards)}
+    counts = {"bytes": 7, "documents": 3, "tokens": 9}
+    return Record(fingerprint=name, split=split, digest=f"rows of {name}", shards=names, **counts)
 
 
 def finish(target, record):
     for name in record.shards:
-        (target / record.split / name).write_text(f"{record.mark} {name}")
+        (target / record.split / name).write_text(f"{record.fingerprint} {name}")
     record.write(target)
 
 
@@ -45,7 +46,7 @@ def test_a_try_goes_on_from_its_whole_units_and_removes_the_rest(artifacts):
     (target / "validation" / "d-0.parquet.123.part").write_text("a part")
     again = begin(target)
     kept = [unit("a"), unit("b", "validation"), unit("none", shards=0)]
-    assert again.done == {record.mark: record for record in kept}
+    assert again.done == {record.fingerprint: record for record in kept}
     shards = [name for name in names(target) if not name.startswith(UNITS)]
     assert shards == [
         "train/a-0.parquet", "train/a-1.parquet",

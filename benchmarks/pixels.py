@@ -45,29 +45,37 @@ RATES = {"bptt": (8e-3, 4e-3, 2e-3, 1e-3), "bptt_parallel": (4e-3, 2e-3)}
 ONE_STEP_RATE = 1e-3
 """Peak rate of DMT with gradients of one step."""
 SHARES = Shares(teacher=0.5, labels=0.1, transition=0.05)
-METHODS = ("smt", "smt_unrolled")
+FINETUNE_RATE = 2e-3
+METHODS = {"smt": 0.0, "smt_finetune": 0.3, "smt_unrolled": 0.0}
+"""Share of the time that each method leaves to BPTT at its end."""
 SCORES = 30
 """Scores on validation images within the time of a training: they are what it may end with."""
 
 
 def smt(source: str, seed: int, seconds: float, method: str) -> Result:
-    """Train SMT within `seconds`, all stages together."""
-    config = on_pixels("tiny", source).override("seed", seed)
+    """Train SMT within `seconds`, all stages together, by one of `METHODS`."""
+    config, finetune = on_pixels("tiny", source).override("seed", seed), METHODS[method] * seconds
     if method != "smt_unrolled":
         depth = images_in(config.data).width
         config = one_step_gradients(config, ONE_STEP_RATE, depth=depth)
     corpus = Corpus(config.data, seed)
     held, every = corpus.held_out(), seconds / SCORES
+    images = round(config.labels.fraction * len(corpus.train))
     trained = train_teacher(
-        config, corpus, seconds, SHARES, round(config.labels.fraction * len(corpus.train)),
+        config, corpus, seconds - finetune, SHARES, images,
         Scoring(lambda teacher: -teacher_score(teacher, held).bits, every=every, best=True),
     )  # fmt: skip
-    left = seconds - trained.seconds
-    dmt, outcome = train_dmt(config, corpus, trained, left, scoring=_bits(held, every))
-    stages = {**trained.stages, "dmt": outcome}
+    left, scoring = seconds - finetune - trained.seconds, _bits(held, every)
+    dmt, outcome = train_dmt(config, corpus, trained, left, scoring=scoring)
+    rnn, stages = dmt.rnn, {**trained.stages, "dmt": outcome}
+    before_finetune = rnn_score(rnn, held).bits if finetune else None
+    if finetune:
+        config = with_bptt(config, FINETUNE_RATE)
+        rnn, stages["finetune"] = train_bptt(config, corpus, finetune, start=rnn, scoring=scoring)
     return {
         "seed": seed,
-        "bits": rnn_score(dmt.rnn, held).bits,
+        "bits": rnn_score(rnn, held).bits,
+        "before_finetune": before_finetune,
         "teacher_bits": teacher_score(trained.teacher, held).bits,
         "told_ahead": told_ahead(trained.teacher, held).bits,
         "drift": label_drift(dmt.rnn, labelled(trained.teacher.encoder, held)).nmse,

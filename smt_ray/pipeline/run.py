@@ -11,11 +11,7 @@ import yaml
 from ray.exceptions import RayError
 
 from smt_ray.cluster.refusals import explained
-from smt_ray.cluster.session import (
-    check_storage,
-    connect,
-    preflight,
-)
+from smt_ray.cluster.session import check_storage, connect, preflight
 from smt_ray.config import RunConfig
 from smt_ray.data import sources
 from smt_ray.data.export import save_rnn
@@ -29,25 +25,14 @@ from smt_ray.evaluation.evaluator import evaluate
 from smt_ray.labels.factory import write_labels
 from smt_ray.model.cells import cell_class
 from smt_ray.model.rnn import RNN
-from smt_ray.pipeline.artifacts import (
-    MANIFEST,
-    Artifact,
-    fingerprint,
-    location_of,
-    make,
-)
+from smt_ray.pipeline.artifacts import MANIFEST, Artifact, fingerprint, location_of, make
 from smt_ray.pipeline.locks import locked
 from smt_ray.pipeline.planning import label_bytes_to_write
 from smt_ray.pipeline.run_directory import check_same_run, write_run
 from smt_ray.pipeline.stages import VERSIONS, locations, settings, upstream
 from smt_ray.terminal import duration
 from smt_ray.train.loop import Program
-from smt_ray.train.programs import (
-    BpttProgram,
-    DmtProgram,
-    TeacherProgram,
-    TransitionProgram,
-)
+from smt_ray.train.programs import BpttProgram, DmtProgram, TeacherProgram, TransitionProgram
 from smt_ray.train.trainer import fit
 
 logger = logging.getLogger(__name__)
@@ -121,10 +106,8 @@ class Stages:
     def __init__(self, this: Run) -> None:
         """Prepare to make the artifacts of a run."""
         self.this, self.config, self.storage = this, this.config, this.storage
-        self.upstream, self.settings = (
-            upstream(this.config),
-            settings(this.config, this.source.fingerprint),
-        )
+        self.upstream = upstream(this.config)
+        self.settings = settings(this.config, this.source.fingerprint)
         self.made: dict[str, Artifact] = {}
 
     def all(self) -> dict[str, Artifact]:

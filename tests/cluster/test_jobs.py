@@ -18,9 +18,10 @@ ARGUMENTS = (
     *("--data.sequence-length", "16", "--loss.horizon", "2", "--loss.timesteps", "1"),
     *("--model.width", "8", "--model.memory-tokens", "1", "--model.heads", "2"),
     *("--model.encoder-depth", "1", "--model.register-depth", "1", "--model.cell-depth", "1"),
-    *("--teacher.steps", str(STEPS), "--teacher.validate-every", str(STEPS)),
-    *("--transition.train.steps", "5", "--dmt.train.steps", "5", "--labels.fraction", "0.1"),
-    *("--runtime.workers", "1", "--runtime.gang-ranks", "1", "--runtime.checkpoint-every", "50"),
+    *("--optimizer.validate-every", str(STEPS), "--optimizer.validation-sequences", "64"),
+    *("--teacher.steps", str(STEPS), "--transition.steps", "5", "--dmt.steps", "5"),
+    *("--labels.fraction", "0.1", "--runtime.device", "cpu", "--runtime.workers", "1"),
+    *("--runtime.gang-ranks", "1", "--runtime.checkpoint-every", "50"),
 )
 
 
@@ -114,8 +115,8 @@ def test_two_jobs_on_one_storage_share_what_both_need(head, text, tmp_path):
     """The second waits for the first one's stages, and makes what is its own."""
     storage = tmp_path / "storage"
     command = ("python", "jobs/pretrain_lm.py", "--storage", storage, "--data.source", text)
-    words = (*command, *ARGUMENTS, "--teacher.steps", "100", "--teacher.validate-every", "100")
-    own = {"one": (), "two": ("--transition.train.steps", "6")}
+    words = (*command, *ARGUMENTS, "--teacher.steps", "100", "--optimizer.validate-every", "100")
+    own = {"one": (), "two": ("--transition.steps", "6")}
 
     def submit(name: str) -> str:
         return head.submit(name, *words, "--name", name, *own[name])

@@ -26,14 +26,13 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3600)]
 
 KEY, SECRET = "AKIAWHOLECHAIN", "hush+that/is=secret"
 STEPS, EVERY = 300, 25
-TRAIN = (f"steps={STEPS}", f"validate-every={STEPS}", "validation-batches=2")
 ARGUMENTS = (
     *("--data.sequence-length=16", "--loss.horizon=2", "--loss.timesteps=1", "--model.width=8"),
     *("--model.memory-tokens=2", "--model.heads=2", "--model.encoder-depth=1"),
     *("--model.register-depth=1", "--model.cell-depth=1", "--labels.fraction=0.5"),
-    *(f"--teacher.{setting}" for setting in TRAIN),
-    *(f"--dmt.train.{setting}" for setting in TRAIN),
-    *("--transition.train.steps=10", "--evaluation.sequences=32", "--evaluation.sample-length=8"),
+    *(f"--optimizer.validate-every={STEPS}", "--optimizer.validation-sequences=32"),
+    *(f"--teacher.steps={STEPS}", "--transition.steps=10", f"--dmt.steps={STEPS}"),
+    *("--evaluation.sequences=32", "--evaluation.sample-length=8", "--runtime.device=cpu"),
     *("--runtime.workers=2", "--runtime.gang-ranks=2", "--runtime.gang-batch=8"),
     f"--runtime.checkpoint-every={EVERY}",
 )

@@ -25,10 +25,10 @@ ARGUMENTS = (
     *("--data.sequence-length", "32", "--loss.horizon", "2", "--loss.timesteps", "1"),
     *("--model.width", str(D), "--model.memory-tokens", str(K), "--model.heads", "2"),
     *("--model.encoder-depth", "1", "--model.register-depth", "1", "--model.cell-depth", "1"),
-    *("--teacher.steps", "10", "--teacher.validate-every", "10", "--labels.fraction", "0.25"),
-    *("--transition.train.steps", str(STEPS), "--transition.train.validate-every", str(STEPS)),
-    *("--transition.train.validation-batches", "1", "--dmt.train.steps", "5"),
-    *("--runtime.workers", "2", "--runtime.gang-ranks", "2", "--runtime.gang-batch", "8"),
+    *("--optimizer.validate-every", str(STEPS), "--optimizer.validation-sequences", "16"),
+    *("--teacher.steps", "10", "--transition.steps", str(STEPS), "--dmt.steps", "5"),
+    *("--labels.fraction", "0.25", "--runtime.device", "cpu", "--runtime.workers", "2"),
+    *("--runtime.gang-ranks", "2", "--runtime.gang-batch", "8"),
     *("--runtime.checkpoint-every", str(EVERY)),
 )
 SETTINGS = {

@@ -18,9 +18,10 @@ ARGUMENTS = (
     *("--data.sequence-length=16", "--loss.horizon=2", "--loss.timesteps=1", "--model.width=8"),
     *("--model.memory-tokens=2", "--model.heads=2", "--model.encoder-depth=1"),
     *("--model.register-depth=1", "--model.cell-depth=1", "--teacher.steps=6"),
-    *("--teacher.validate-every=3", "--transition.train.steps=4", "--dmt.train.steps=4"),
+    *("--optimizer.validate-every=3", "--transition.steps=4", "--dmt.steps=4"),
     *("--labels.fraction=0.1", "--evaluation.sequences=16", "--evaluation.sample-length=8"),
-    *("--runtime.workers=1", "--runtime.gang-ranks=1", "--name=killed", "--concurrent=1"),
+    *("--runtime.device=cpu", "--runtime.workers=1", "--runtime.gang-ranks=1"),
+    *("--name=killed", "--concurrent=1"),
 )
 
 

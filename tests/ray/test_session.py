@@ -53,6 +53,13 @@ def test_a_cluster_that_cannot_grow_is_not_waited_for(tmp_path):
         session.preflight(config(tmp_path, 16))
 
 
+def test_auto_becomes_what_the_cluster_has_room_for(tmp_path):
+    runtime = RuntimeConfig(device="cpu")
+    joined = session.connect(RunConfig(storage=str(tmp_path), runtime=runtime))
+    assert (joined.runtime.workers, joined.runtime.gang_ranks) == (2, 2)
+    session.preflight(joined)
+
+
 def test_the_wait_ends_when_the_nodes_are_there_and_leaves_nothing(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(session, "PATIENCE_S", 1)
     monkeypatch.setattr(session.logger, "propagate", True)

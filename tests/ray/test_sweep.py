@@ -24,7 +24,7 @@ SMALL = (
     *("--optimizer.validate-every=3", "--optimizer.validation-sequences=16"),
     *("--transition.steps=4", "--dmt.steps=4", "--labels.fraction=0.1"),
     *("--evaluation.sequences=16", "--evaluation.sample-length=8"),
-    *("--runtime.workers=1", "--runtime.gang-ranks=1"),
+    *("--runtime.device=cpu", "--runtime.workers=1", "--runtime.gang-ranks=1"),
 )
 FAILS = "1e+30"
 

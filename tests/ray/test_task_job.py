@@ -30,7 +30,8 @@ TRAIN = ("steps=5", "global-batch=8", "learning-rate=1e-2")
 WORDS = (
     *("--task=modular", "--length=8", "--name=whole", "--optimizer.validation-sequences=32"),
     *("--data.task.sequences=320", "--data.validation-fraction=0.1", "--model.width=8"),
-    *("--model.heads=2", "--model.encoder-depth=1", "--loss.timesteps=2", "--runtime.workers=1"),
+    *("--model.heads=2", "--model.encoder-depth=1", "--loss.timesteps=2"),
+    *("--runtime.device=cpu", "--runtime.workers=1"),
     *(f"--{stage}.{setting}" for stage in UNROLLED for setting in TRAIN),
 )
 

@@ -30,7 +30,7 @@ def test_points_are_measured_once(tmp_path):
         model=MODEL,
         teacher=TeacherConfig(global_batch=4),
         transition=TransitionConfig(global_batch=4),
-        runtime=RuntimeConfig(workers=1, gang_ranks=1, gang_batch=8),
+        runtime=RuntimeConfig(device="cpu", workers=1, gang_ranks=1, gang_batch=8),
     )
     found = [plan for plan in measurements(config, [1, 2], [1], STEPS) if plan.name in WANTED]
     assert {plan.name for plan in found} == WANTED

@@ -16,7 +16,6 @@ from safetensors.torch import save_file
 from smt_ray.config import (
     DataConfig,
     DmtConfig,
-    LossConfig,
     OptimizerConfig,
     RunConfig,
     RuntimeConfig,
@@ -38,7 +37,6 @@ CONFIG = RunConfig(
     data=DataConfig(sequence_length=L),
     model=MODEL,
     optimizer=OptimizerConfig(validate_every=25, validation_sequences=16),
-    loss=LossConfig(group=2),
     dmt=DmtConfig(steps=STEPS, global_batch=8, learning_rate=3e-3, visits=4.0),
     runtime=RUNTIME,
 )

@@ -14,7 +14,7 @@ KINDS = ("CPU", "GPU")
 DATA_CPUS = 2
 """CPUs that Ray Data's read and write tasks need beside the actors."""
 ON_CPU = 2
-"""Processes of a stage on a machine without a GPU, where `auto` says how many."""
+"""Processes of a stage without GPUs, where `auto` says how many: logical CPUs may exceed cores."""
 
 
 def cpus_needed(runtime: RuntimeConfig) -> int:
@@ -57,7 +57,7 @@ def resolved(config: RunConfig, resources: Mapping[str, float]) -> RunConfig:
     runtime = config.runtime
     gpus = int(resources.get("GPU", 0))
     device = runtime.device if runtime.device != "auto" else "gpu" if gpus else "cpu"
-    most = max(1, gpus if device == "gpu" else min(ON_CPU, int(resources.get("CPU", 1))))
+    most = max(1, gpus) if device == "gpu" else ON_CPU
     most = min(most, config.teacher.global_batch)  # a cluster may grow without limit
     even = max(n for n in range(1, most + 1) if _shares(config, n))
     workers, ranks = runtime.workers, runtime.gang_ranks

@@ -42,6 +42,7 @@ SHORT: dict[str, Any] = {
     "loss": {"timesteps": 4, "horizon": 8, "group": 4},
     "optimizer": {"precision": "float32"},
     "teacher": {"global_batch": 4},
+    "labels": {"fraction": 1.0},
     "transition": {"global_batch": 4},
     "dmt": {"global_batch": 4},
     "runtime": {"device": "cpu", "gang_ranks": 1, "gang_batch": 32},

@@ -52,7 +52,7 @@ def resolved(config: RunConfig, resources: Mapping[str, float]) -> RunConfig:
 
     Args:
         config: the run.
-        resources: CPUs and GPUs, by Ray's names.
+        resources: what there is, by Ray's names; the GPUs count.
     """
     runtime = config.runtime
     gpus = int(resources.get("GPU", 0))

@@ -35,8 +35,8 @@ class LossConfig:
     encoder. It keeps memories from collapsing before they carry information. Raise it if their
     variance falls early; 0 sends the gradient from the first step."""
     group: int = 4
-    """Sequences that Eq. 4 and whitening compare with each other. It bounds `runtime.workers`, and
-    `runtime.micro-batch` is a multiple of it."""
+    """Sequences that Eq. 4 and whitening compare with each other. A micro-batch is whole groups.
+    More workers than the teacher's batch has groups make the groups smaller."""
 
     def __post_init__(self) -> None:
         """Check every field."""

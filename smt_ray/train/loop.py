@@ -26,7 +26,7 @@ UNSCORED = sys.float_info.max
 
 
 class Program(Protocol):
-    """What one stage trains; it travels to the workers, so it holds places and settings only."""
+    """What one stage trains; it travels to the workers, so it holds locations and settings only."""
 
     @property
     def config(self) -> RunConfig:

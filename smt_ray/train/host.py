@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from smt_ray.config import TrainConfig
 from smt_ray.objectives.objective import Objective
@@ -70,7 +69,7 @@ class Host(ABC):
 
 
 class InProcess(Host):
-    """This process alone, without Ray and DeepSpeed; `best` are the weights of the lowest loss."""
+    """This process alone, without Ray and DeepSpeed; `rows_of_metrics` are what was logged."""
 
     def __init__(
         self,
@@ -88,8 +87,6 @@ class InProcess(Host):
         """
         self.directory, self.rows, self.device = directory, rows, device
         self.rows_of_metrics: list[dict[str, Any]] = []
-        self.best: dict[str, Tensor] = {}
-        self.best_loss = float("inf")
 
     def engine(self, objective: Objective, train: TrainConfig) -> Engine:
         """Return a plain engine."""
@@ -102,11 +99,7 @@ class InProcess(Host):
         yield Checkpoint(self.directory) if self.directory and there else None
 
     def save(self, engine: Engine, step: int, stream: State, loss: float) -> None:
-        """Keep the weights if they are the best, and write the checkpoint."""
-        if loss < self.best_loss:
-            weights = engine.objective.state_dict()
-            self.best = {name: value.detach().clone() for name, value in weights.items()}
-            self.best_loss = loss
+        """Write the checkpoint over the one before."""
         if self.directory:
             self.directory.mkdir(parents=True, exist_ok=True)
             save_checkpoint(engine, self.directory, step, stream, loss)

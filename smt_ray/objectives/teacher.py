@@ -146,7 +146,8 @@ class Teacher(Objective):
         if self.loss.whiten_dynamics == "none":
             return squared_error(predicted, label, count)
         groups = zip(*(self._groups(part) for part in (predicted, label, memory)), strict=True)
-        return torch.stack([self._whitened_error(p, m, own, count) for p, m, own in groups]).sum()
+        errors = [self._whitened_error(guess, goal, own, count) for guess, goal, own in groups]
+        return torch.stack(errors).sum()
 
     def _whitened_error(
         self, predicted: Tensor, label: Tensor, memory: Tensor, count: Tensor

@@ -7,12 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 from smt_ray.config import ModelConfig, RunConfig, changed
+from smt_ray.data.source_plan import FORMAT
 from smt_ray.data.storage import Location
 from smt_ray.model.cells import CELLS, cell_class
 from smt_ray.pipeline.artifacts import MANIFEST, fingerprint, location_of, read_manifest
 
 VERSIONS = {
-    "tokens": 1,
+    "tokens": FORMAT,
     "teacher": 1,
     "labels": 1,
     "transition": 1,

@@ -265,7 +265,9 @@ class Sweep:
     def _keep(self, winner: Entry) -> str:
         """Copy the best trial's settings and RNN; return the command that makes its run again."""
         run = self.storage / f"{self.options.run.name}-{winner.id}"
-        config = read_config(run / "config.yaml")
+        config, asked = read_config(run / "config.yaml"), self.run_config.runtime
+        auto = {name: getattr(asked, name) for name in ("device", "workers", "gang_ranks")}
+        config = config.update({"runtime": auto})  # a trial's numbers were for one GPU
         file = self.directory / "best.yaml"
         file.write_text(yaml.safe_dump(config.to_dict(), sort_keys=False))
         for name in ("model.safetensors", "config.json", "tokenizer.json"):

@@ -192,11 +192,15 @@ def train(
         scoring: scores on the way, if any.
     """
     host = Timed(seconds, steps, scoring)
-    batches = stream(host)
-    run_loop(InMemory(config, stage, objective, batches), host, SELDOM)
+
+    def count(module: torch.nn.Module, arguments: tuple[Batch]) -> None:
+        if module.training:
+            host.outcome.tokens += arguments[0]["inputs"].numel()
+
+    counting = objective.register_forward_pre_hook(count)
+    run_loop(InMemory(config, stage, objective, stream(host)), host, SELDOM)
+    counting.remove()
     host.finish()
-    batch = config.stages()[stage].global_batch
-    host.outcome.tokens = host.outcome.steps * batch * config.data.sequence_length
     return host.outcome
 
 

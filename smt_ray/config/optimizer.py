@@ -28,8 +28,8 @@ class OptimizerConfig:
     clip_norm: float = 1.0
     """Largest norm of the gradient over all parameters. Lower it if the loss jumps late."""
     precision: Precision = "float32"
-    """Arithmetic of matrix products: `float32`, or `bfloat16`, about twice as fast on a GPU and as
-    good; weights and moments stay fp32."""
+    """Arithmetic of matrix products: `float32`, or `bfloat16`, which GPUs multiply faster; weights
+    and moments stay fp32."""
     validate_every: int = 500
     """Steps between validations. The weights with the lowest validation loss are the result."""
     validation_sequences: int = 256

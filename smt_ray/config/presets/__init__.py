@@ -12,7 +12,7 @@ import yaml
 from smt_ray.config.run_config import RunConfig
 
 PRESETS = {
-    "tiny": "two CPU cores, about ten minutes",
+    "tiny": "two CPU cores, ten to twenty minutes",
     "small": "one GPU",
     "paper": "the paper's sizes; one large GPU or more",
     "large": "about a billion parameters; eight GPUs or more",

@@ -3,6 +3,7 @@
 Shapes: N sequences, B batch, L inputs in a sequence.
 """
 
+from collections.abc import Iterable, Iterator
 from functools import cached_property, lru_cache
 from typing import Protocol
 
@@ -13,7 +14,8 @@ from numpy.typing import NDArray
 from smt_ray.config import DataConfig
 from smt_ray.data import sources
 from smt_ray.data.curriculum import Drawn
-from smt_ray.data.reader import Batch, Stream
+from smt_ray.data.reader import Asked, Rows, Stream
+from smt_ray.data.rows import Batch
 from smt_ray.data.source_plan import plan_source
 from smt_ray.objectives.objective import hashed
 
@@ -151,3 +153,25 @@ class Stored(Stream):
     def batch(self, step: int) -> Batch:
         """Return batch `step`, from the first again after the last."""
         return self.batches[step % len(self.batches)]
+
+
+class RowsOf(Rows):
+    """The rows of a stream whose batches cost nothing, in any order."""
+
+    def __init__(self, stream: Stream) -> None:
+        """Take rows of `stream`."""
+        self.stream = stream
+        self.columns = np.arange(len(stream.batch(0)["inputs"]))
+
+    def follow(self, asked: Iterable[Asked]) -> Iterator[Batch]:
+        """Yield a batch of the rows of each item of `asked`."""
+        for steps, columns in asked:
+            batches: dict[int, Batch] = {}
+            rows = []
+            pairs = zip(np.broadcast_to(steps, columns.shape).tolist(), columns, strict=True)
+            for step, column in pairs:
+                if step not in batches:
+                    batches[step] = self.stream.batch(step)
+                place = int(column - self.columns[0])
+                rows.append({name: value[place] for name, value in batches[step].items()})
+            yield {name: torch.stack([row[name] for row in rows]) for name in rows[0]}

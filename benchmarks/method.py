@@ -41,7 +41,7 @@ from benchmarks.smt import (
 )
 from benchmarks.timer import now
 from smt_ray.config import EncoderKind, ModelConfig, RunConfig
-from smt_ray.data.reader import Batch
+from smt_ray.data.rows import Batch
 from smt_ray.evaluation.ngrams import NgramModel
 from smt_ray.model.encoder import build_encoder
 from smt_ray.model.rnn import RNN

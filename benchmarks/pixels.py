@@ -33,7 +33,7 @@ from benchmarks.smt import (
     with_bptt,
 )
 from smt_ray.data.images import DIGITS
-from smt_ray.data.reader import Batch
+from smt_ray.data.rows import Batch
 from smt_ray.data.sources import images_in
 from smt_ray.objectives.bptt import Bptt
 from smt_ray.objectives.dmt import Dmt

@@ -14,11 +14,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from benchmarks.memory import Source, Stored
+from benchmarks.memory import RowsOf, Source, Stored
 from benchmarks.timer import now
 from smt_ray.config import RunConfig, RuntimeConfig, TrainConfig
 from smt_ray.data.curriculum import growing
-from smt_ray.data.reader import Batch, Stream
+from smt_ray.data.reader import Stream
+from smt_ray.data.rows import Batch
 from smt_ray.data.windows import Windows
 from smt_ray.evaluation.next_k import next_k
 from smt_ray.evaluation.scores import Drift, Score, compare, score_rollouts
@@ -161,7 +162,7 @@ class InMemory:
         """Return the objective."""
         return self.made
 
-    def stream(self, rank: int, world: int, saved: list[State]) -> Stream:
+    def stream(self, rank: int, world: int, saved: State | None, step: int) -> Stream:
         """Return the training stream."""
         return self.training
 
@@ -315,9 +316,11 @@ def train_dmt(
         fresh = Stored(trained.labels)
         if dmt.mode != "parallel":
             return fresh
+        length = config.data.sequence_length
         return Windows(
-            fresh, factor=IN_FLIGHT, visits=dmt.visits, depth=dmt.depth, seed=config.seed
-        )
+            RowsOf(fresh), factor=IN_FLIGHT, visits=dmt.visits, depth=dmt.depth, seed=config.seed,
+            length=length,
+        )  # fmt: skip
 
     return objective, train(config, "dmt", objective, stream, seconds, steps=steps, scoring=scoring)
 
@@ -349,8 +352,8 @@ def train_bptt(
         if unroll.mode != "parallel":
             return fresh
         return Windows(
-            fresh, factor=IN_FLIGHT, visits=unroll.visits, depth=unroll.span,
-            seed=config.seed, shape=shape,
+            RowsOf(fresh), factor=IN_FLIGHT, visits=unroll.visits, depth=unroll.span,
+            seed=config.seed, length=config.data.sequence_length, shape=shape,
         )  # fmt: skip
 
     return objective.rnn, train(config, "bptt", objective, stream, seconds, scoring=scoring)

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from smt_ray.config import ModelConfig
-from smt_ray.data.shards import CHECKSUMS, MANIFEST, tensor_to_memory
+from smt_ray.data.manifest import MANIFEST, schema_of, write_manifest
+from smt_ray.data.shards import WRITTEN, from_column, to_column, to_memory, token_type
 from smt_ray.data.storage import Location
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -52,15 +53,20 @@ def rows(count: int, length: int, model: ModelConfig | None = None, unit: int = 
     tokens = random.integers(0, VOCABULARY, (count, length + 1), dtype=np.int32)
     columns: dict[str, Any] = {
         "sequence_id": np.arange(count) + (unit << 32),
-        "tokens": pa.FixedSizeListArray.from_arrays(tokens.reshape(-1), length + 1),
+        "tokens": to_column(tokens.astype(token_type(VOCABULARY))),
     }
     if model is None:
         columns["bytes"] = np.full(count, length, np.int32)
     else:
         shape = (count, length, model.memory_tokens, model.width)
         memory = torch.from_numpy(random.standard_normal(shape, dtype=np.float32))
-        columns["memory"] = tensor_to_memory(memory)
+        columns["memory"] = to_column(to_memory(memory, "float32")["memory"])
     return pa.table(columns)
+
+
+def tokens_of(table: pa.Table, vocabulary: int = VOCABULARY) -> np.ndarray:
+    """Return the tokens of rows as numbers."""
+    return from_column(table["tokens"], token_type(vocabulary)).astype(np.int64)
 
 
 def write(
@@ -74,17 +80,22 @@ def write(
 ) -> dict[str, Any]:
     """Write `rows` as shards of `group` rows a row group, with a manifest; return the manifest."""
     directory.make_dir()
-    length = table.schema.field("tokens").type.list_size - 1
-    manifest = {"kind": "tokens", "sequence_length": length, "vocabulary": VOCABULARY, **fields}
+    length = len(tokens_of(table[:1])[0]) - 1
+    shape: dict[str, Any] = {"kind": "tokens"}
     if model is not None:
         shape = {"memory_tokens": model.memory_tokens, "width": model.width, "dtype": "float32"}
-        manifest |= {"kind": "labels", **shape}
+        shape["kind"] = "labels"
+    own = {"split": directory.name, "sequence_length": length, "vocabulary": VOCABULARY}
+    manifest = {**shape, **own, "targets": False, **fields}
     cuts = np.linspace(0, len(table), files + 1).astype(int)
-    manifest["shards"] = {}
+    shards = {}
     for number in range(files):
         part = table.slice(cuts[number], cuts[number + 1] - cuts[number])
         name = f"{number:03d}.parquet"
-        pq.write_table(part, (directory / name).path, row_group_size=group, **CHECKSUMS)
-        manifest["shards"][name] = len(part)
+        part = part.cast(schema_of(manifest))
+        pq.write_table(part, (directory / name).path, row_group_size=group, **WRITTEN)
+        first, size = part["sequence_id"][0].as_py(), (directory / name).size()
+        shards[name] = {"rows": len(part), "first_id": first, "bytes": size}
+    manifest = write_manifest(directory, manifest, shards) | {"row_group_rows": group}
     (directory / MANIFEST).write_json(manifest)
     return manifest

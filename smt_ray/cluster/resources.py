@@ -8,7 +8,7 @@ import ray
 import torch
 
 from smt_ray.cluster.local import usable_cpus
-from smt_ray.config import RunConfig, RuntimeConfig
+from smt_ray.config import RunConfig
 
 KINDS = ("CPU", "GPU")
 DATA_CPUS = 2
@@ -17,14 +17,21 @@ ON_CPU = 2
 """Processes of a stage without GPUs, where `auto` says how many: logical CPUs may exceed cores."""
 
 
-def cpus_needed(runtime: RuntimeConfig) -> int:
-    """Return the CPUs of the hungriest stage: the trainer's or the gangs', and Ray Data's."""
-    return runtime.processes * runtime.threads + DATA_CPUS
+def processes(config: RunConfig) -> int:
+    """Return the processes of the hungriest stage: workers, gang ranks, or both side by side."""
+    runtime = config.runtime
+    both = runtime.worker_count, runtime.gangs * runtime.rank_count
+    return sum(both) if config.labels.mode == "stream" else max(both)
 
 
-def gpus_needed(runtime: RuntimeConfig) -> int:
+def cpus_needed(config: RunConfig) -> int:
+    """Return the CPUs of the hungriest stage, and Ray Data's."""
+    return processes(config) * config.runtime.threads + DATA_CPUS
+
+
+def gpus_needed(config: RunConfig) -> int:
     """Return the GPUs of the hungriest stage."""
-    return runtime.processes if runtime.gpu else 0
+    return processes(config) if config.runtime.gpu else 0
 
 
 def here() -> dict[str, float]:
@@ -87,7 +94,7 @@ def check_room(config: RunConfig, resources: Mapping[str, float]) -> None:
     )
     if runtime.threads > 1:
         fields += f", runtime.threads={runtime.threads}"
-    need, have = cpus_needed(runtime), int(resources.get("CPU", 0))
+    need, have = cpus_needed(config), int(resources.get("CPU", 0))
     if have < need:
         flags = _smaller(config, (have - DATA_CPUS) // runtime.threads)
         raise ValueError(
@@ -95,7 +102,7 @@ def check_room(config: RunConfig, resources: Mapping[str, float]) -> None:
             + (f"give {flags}, or " if flags else "")
             + f"start Ray with --num-cpus {need}"
         )
-    need, have = gpus_needed(runtime), int(resources.get("GPU", 0))
+    need, have = gpus_needed(config), int(resources.get("GPU", 0))
     if have < need:
         flags, hidden = _smaller(config, have), os.environ.get("CUDA_VISIBLE_DEVICES")
         raise ValueError(

@@ -24,11 +24,12 @@ from smt_ray.cluster.resources import (
     gpus_needed,
     here,
     limits,
+    processes,
     resolved,
     there,
 )
 from smt_ray.cluster.weights_and_biases import check_wandb
-from smt_ray.config import RunConfig, RuntimeConfig
+from smt_ray.config import RunConfig
 from smt_ray.data.storage import Location
 
 logger = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ def connect(config: RunConfig, runs: int = 1) -> RunConfig:
             join(address)
             return resolved(config, there())
         own = resolved(config, here())
-        start(max(usable_cpus(), runs * cpus_needed(own.runtime)), runs)
+        start(max(usable_cpus(), runs * cpus_needed(own)), runs)
         return own
 
 
@@ -113,20 +114,20 @@ def preflight(config: RunConfig) -> None:
     check_wandb(config.runtime.wandb_project)
     check_room(config, there())
     if limits():
-        _wait_for_nodes(config.runtime)
+        _wait_for_nodes(config)
     check_shared(Location.of(config.storage))
 
 
-def _wait_for_nodes(runtime: RuntimeConfig) -> None:
+def _wait_for_nodes(config: RunConfig) -> None:
     """Let the autoscaler start the nodes, by the demand of a group that ends with this process."""
-    processes = [runtime.resources] * runtime.processes
-    group = placement_group([*processes, *[{"CPU": 1.0}] * DATA_CPUS])
+    asked = [config.runtime.resources] * processes(config)
+    group = placement_group([*asked, *[{"CPU": 1.0}] * DATA_CPUS])
     waited = 0
     while not group.wait(PATIENCE_S):
         waited += PATIENCE_S
         logger.info(
             "waiting for nodes for %d s: need %d CPUs and %d GPUs, the cluster has %d and %d",
-            *(waited, cpus_needed(runtime), gpus_needed(runtime)),
+            *(waited, cpus_needed(config), gpus_needed(config)),
             *(int(ray.cluster_resources().get(kind, 0)) for kind in KINDS),
         )
     remove_placement_group(group)

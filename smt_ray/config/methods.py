@@ -5,7 +5,7 @@ from typing import Literal
 
 from smt_ray.config.checks import at_least, require
 from smt_ray.config.model import check_cell
-from smt_ray.config.optimizer import Precision, StageConfig
+from smt_ray.config.optimizer import StageConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,10 +61,15 @@ class TeacherConfig(StageConfig):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LabelConfig:
-    """Which sequences are labelled, and how a label is stored."""
+    """Which sequences are labelled, and how labels are kept."""
 
-    dtype: Precision = "bfloat16"
-    """Number format of stored memories."""
+    mode: Literal["store", "stream"] = "store"
+    """`store`: labels are written, and read by every training that uses them. `stream`: gangs feed
+    the training while it runs, nothing is written; both then need their CPUs or GPUs at once, and
+    each epoch is encoded again. Stream when labels do not fit the disk."""
+    dtype: Literal["bfloat16", "float32", "int8"] = "bfloat16"
+    """Number format of memories. `int8` has a scale for each memory token, and takes half of the
+    room of `bfloat16`."""
     fraction: float = 1.0
     """Share of the sequences that get labels, in (0, 1]. Labels take K * D * 2 bytes a token: lower
     it until they fit the disk; --plan tells."""
@@ -72,6 +77,9 @@ class LabelConfig:
     def __post_init__(self) -> None:
         """Check every field."""
         require(0 < self.fraction <= 1, "labels.fraction", self.fraction, "must be in (0, 1]")
+        whole = self.mode == "store" or self.fraction == 1
+        rule = "must be 1 when labels.mode=stream: nothing is stored, take fewer steps"
+        require(whole, "labels.fraction", self.fraction, rule)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -45,6 +45,9 @@ class RuntimeConfig:
     """Steps between lines of metrics.jsonl."""
     wandb_project: str = ""
     """Weights & Biases project that every stage's metrics also go to; needs the extra `wandb`."""
+    timeout_s: float = 600.0
+    """Seconds that a wait for other processes lasts at most: a collective, a batch of labels, the
+    start of a gang. A process that hangs then counts as lost."""
     max_failures: int = 3
     """Times that a stage restarts after a failed worker, or a batch after a failed rank."""
 
@@ -57,6 +60,7 @@ class RuntimeConfig:
         names = ("threads", "micro_batch", "gangs", "gang_batch")
         at_least(1, "runtime", self, *names, "checkpoint_every", "log_every")
         at_least(0, "runtime", self, "max_failures")
+        require(self.timeout_s > 0, "runtime.timeout-s", self.timeout_s, "must be above 0")
 
     @property
     def gpu(self) -> bool:
@@ -85,11 +89,6 @@ class RuntimeConfig:
     def resources(self) -> dict[str, float]:
         """What a worker or gang rank reserves in Ray."""
         return {"CPU": float(self.threads), **({"GPU": 1.0} if self.gpu else {})}
-
-    @property
-    def processes(self) -> int:
-        """Workers, or gang ranks if these are more: the processes of the hungriest stage."""
-        return max(self.worker_count, self.gangs * self.rank_count)
 
     def rows(self, global_batch: int, workers: int, group: int = 1) -> int:
         """Return the sequences of one forward of one of `workers`.

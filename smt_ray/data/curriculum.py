@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 import torch
 
 from smt_ray.config import DataConfig
-from smt_ray.data.reader import Batch, Stream
+from smt_ray.data.reader import Stream
+from smt_ray.data.rows import Batch
 from smt_ray.data.synthetic import task_of
 from smt_ray.objectives.objective import hashed
 

@@ -51,16 +51,18 @@ def file_pieces(config: DataConfig) -> dict[str, list[Weighted]]:
     if not measured:
         raise ValueError(f"all of its {len(paths)} files are empty")
     split: dict[str, list[Weighted]] = {"train": [], "validation": []}
+    unit = pieces.unit_bytes(sum(length * each for _, length, each in measured))
     if len(measured) == 1:
         path, length, each = measured[0]
         near = min(length - 1, round(length * (1 - config.validation_fraction)))
         middle = _format(config, path).cut(_file(config, path), near, cheap=False)
-        split["train"] += _cut(config, path, 0, middle, each)
-        split["validation"] += _cut(config, path, middle, length, each)
+        split["train"] += _cut(config, path, 0, middle, each, unit)
+        split["validation"] += _cut(config, path, middle, length, each, unit)
     else:
         held = _held_out(config, [path for path, _, _ in measured])
         for path, length, each in measured:
-            split["validation" if path in held else "train"] += _cut(config, path, 0, length, each)
+            side = split["validation" if path in held else "train"]
+            side += _cut(config, path, 0, length, each, unit)
     return split
 
 
@@ -198,9 +200,11 @@ def _held_out(config: DataConfig, paths: list[str]) -> set[str]:
     return {path for _, path in order[: min(max(1, count), len(paths) - 1)]}
 
 
-def _cut(config: DataConfig, path: str, start: int, stop: int, each: float) -> Iterator[Weighted]:
+def _cut(
+    config: DataConfig, path: str, start: int, stop: int, each: float, unit: int
+) -> Iterator[Weighted]:
     """Cut a range of a file into pieces of about a unit; one place of it holds `each` bytes."""
-    step = max(1, int(pieces.UNIT_BYTES / each))
+    step = max(1, int(unit / each))
     file = _file(config, path)
     kind = _format(config, path)
     cuts = {kind.cut(file, near, cheap=True) for near in range(start + step, stop, step)}

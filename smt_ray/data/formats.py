@@ -9,6 +9,7 @@ import io
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -58,31 +59,39 @@ class Text(Format):
         """Search backwards for the end of a line, for a cheap place at most a unit of work far."""
         floor = max(0, near - pieces.UNIT_BYTES) if cheap else 0
         with file.open() as handle:
-            stop = near
-            while stop > floor:
-                start = max(0, stop - BLOCK)
-                handle.seek(start)
-                block = handle.read(stop - start + 1)
-                line = block.rfind(b"\n", 0, stop - start) + 1
-                if line > 0:
-                    return start + line
-                if not self.lines_only:
-                    return start + last_character(block)
-                stop = start
+            return self._cut(handle, near, floor)
+
+    def _cut(self, handle: BinaryIO, near: int, floor: int) -> int:
+        stop = near
+        while stop > floor:
+            start = max(0, stop - BLOCK)
+            handle.seek(start)
+            block = handle.read(stop - start + 1)
+            line = block.rfind(b"\n", 0, stop - start) + 1
+            if line > 0:
+                return start + line
+            if not self.lines_only:
+                return start + last_character(block)
+            stop = start
         return 0
 
     def read(self, file: Location, start: int, stop: int, field: str) -> Iterator[Document]:
-        """Yield the range's documents.
+        """Yield the range's documents; a long range is read in parts.
 
         Raises:
             ValueError: if the file is no UTF-8 text.
         """
         with file.open() as handle:
-            handle.seek(start)
-            content = handle.read(stop - start)
-        if start == 0:
-            content = unmarked(content, file)
-        yield from self.documents(content, field, lambda line: _line_of(file, start, line))
+            while start < stop:
+                near = start + pieces.UNIT_BYTES
+                end = self._cut(handle, near, start) if near < stop else stop
+                end = end if end > start else stop  # one line that is longer than a part
+                handle.seek(start)
+                content = handle.read(end - start)
+                if start == 0:
+                    content = unmarked(content, file)
+                yield from self.documents(content, field, partial(_line_of, file, start))
+                start = end
 
     def documents(
         self, content: bytes, field: str, place: Callable[[int], str]

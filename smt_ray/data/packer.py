@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from smt_ray.data.formats import Document
-from smt_ray.data.shards import token_schema
+from smt_ray.data.shards import target_type, to_column, token_schema, token_type
 from smt_ray.data.tokenizers import Tokenizer
 
 
@@ -30,13 +30,13 @@ class Packer(ABC):
     """
 
     def __init__(self, length: int, unit: int, schema: pa.Schema) -> None:
-        """Make rows of `length` (L) inputs; `unit` is the unit of work's index."""
+        """Make rows of `schema`, of `length` (L) inputs; `unit` is the unit of work's index."""
         self.documents = 0
         self.tokens = 0
         self.bytes = 0
         self._length = length
         self._next_id = unit << 32
-        self._schema = schema
+        self.schema = schema
 
     @abstractmethod
     def tables(self, content: Iterable[Any], rows: int) -> Iterator[pa.Table]:
@@ -56,8 +56,8 @@ class WindowPacker(Packer):
 
     def __init__(self, tokenizer: Tokenizer, length: int, unit: int) -> None:
         """Cut for sequences of `length` (L) inputs; `unit` is the unit of work's index."""
-        super().__init__(length, unit, token_schema(length))
-        self._tokenizer = tokenizer
+        super().__init__(length, unit, token_schema(length, tokenizer.vocabulary))
+        self._tokenizer, self._type = tokenizer, token_type(tokenizer.vocabulary)
 
     def tables(self, content: Iterable[Document], rows: int) -> Iterator[pa.Table]:
         """Yield token tables of `rows` rows (the last may be shorter)."""
@@ -90,16 +90,19 @@ class WindowPacker(Packer):
         count = len(windows)
         covered = self._tokenizer.byte_lengths(stream[1:]).reshape(count, length).sum(1)
         self.bytes += int(covered.sum())
-        columns = [self._ids(count), _lists(windows), pa.array(covered.astype(np.int32))]
-        return pa.Table.from_arrays(columns, schema=self._schema)
+        tokens = to_column(windows.astype(self._type))
+        columns = [self._ids(count), tokens, pa.array(covered.astype(np.int32))]
+        return pa.Table.from_arrays(columns, schema=self.schema)
 
 
 class ExamplePacker(Packer):
     """Makes a row of each example; an image covers a byte a pixel, a task covers none."""
 
-    def __init__(self, length: int, unit: int, *, covers: bool) -> None:
+    def __init__(self, vocabulary: int, length: int, unit: int, *, covers: bool) -> None:
         """Take examples of `length` (L) inputs; `covers` says whether the rows have `bytes`."""
-        super().__init__(length, unit, token_schema(length, targets=True, covers=covers))
+        schema = token_schema(length, vocabulary, targets=True, covers=covers)
+        super().__init__(length, unit, schema)
+        self._types = token_type(vocabulary), target_type(vocabulary)
         self._covers = covers
 
     def tables(self, content: Iterable[Examples], rows: int) -> Iterator[pa.Table]:
@@ -109,14 +112,10 @@ class ExamplePacker(Packer):
             self.tokens += inputs.size
             for start in range(0, len(inputs), rows):
                 part = slice(start, start + rows)
-                columns = [_lists(inputs[part]), _lists(targets[part])]
+                pair = zip((inputs[part], targets[part]), self._types, strict=True)
+                columns = [to_column(rows.astype(kind)) for rows, kind in pair]
                 count = len(inputs[part])
                 if self._covers:
                     self.bytes += count * self._length
                     columns.append(pa.array(np.full(count, self._length, np.int32)))
-                yield pa.Table.from_arrays([self._ids(count), *columns], schema=self._schema)
-
-
-def _lists(rows: NDArray[np.int32]) -> pa.FixedSizeListArray:
-    flat = pa.array(np.ascontiguousarray(rows).reshape(-1))
-    return pa.FixedSizeListArray.from_arrays(flat, rows.shape[1])
+                yield pa.Table.from_arrays([self._ids(count), *columns], schema=self.schema)

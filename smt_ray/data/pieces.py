@@ -4,7 +4,12 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-UNIT_BYTES = 16 << 20  # source bytes that one task reads, about
+UNIT_BYTES = 16 << 20
+"""Source bytes that one task reads, about, in a small source, and that any task reads at once."""
+UNITS = 64
+"""Units of a source that is larger, until they have `LARGEST` bytes."""
+LARGEST = 256 << 20
+"""Source bytes that one task reads at most, about: what a failure costs, and a shard's size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +34,18 @@ def draw(key: str) -> float:
     return int.from_bytes(digest, "big") / 2**64
 
 
-def groups(pieces: Iterable[Weighted]) -> Iterator[tuple[Piece, ...]]:
-    """Group consecutive pieces into units of about `UNIT_BYTES` at most."""
+def unit_bytes(total: float) -> int:
+    """Return the bytes of one unit of a source of `total` bytes, a multiple of `UNIT_BYTES`."""
+    times = min(int(total) // (UNITS * UNIT_BYTES), LARGEST // UNIT_BYTES)
+    return UNIT_BYTES * max(1, times)
+
+
+def groups(pieces: Iterable[Weighted], unit: int) -> Iterator[tuple[Piece, ...]]:
+    """Group consecutive pieces into units of about `unit` bytes at most."""
     group: list[Piece] = []
     weight = 0.0
     for piece, size in pieces:
-        if group and weight + size > UNIT_BYTES:
+        if group and weight + size > unit:
             yield tuple(group)
             group, weight = [], 0.0
         group.append(piece)

@@ -1,36 +1,30 @@
-"""Deterministic, resumable reading of token and label shards into training batches.
+"""Reading of token and label shards into training batches: deterministic, resumable, ahead.
 
-The order of an epoch depends on the seed and on the rows' identities alone: not on how rows lie in
-files, nor on how many ranks read. Chunks of consecutive rows are shuffled, then the rows inside
-each chunk. The order is cut into equal lanes, and a global batch takes the same number of rows from
-every lane. A rank takes a share of consecutive columns of the batch, so it reads few row groups,
-and batch n is the same rows at any world size. No row is dropped inside an epoch but the last
-partial global batch.
+A rank takes a share of consecutive columns of every global batch (`order.py`), so it reads few row
+groups, and batch n is the same rows at any world size. It opens the shards that it reads, when it
+reads them.
 """
 
+import itertools
 from abc import ABC, abstractmethod
-from collections import OrderedDict
+from collections import deque
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import lru_cache
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
-from smt_ray.data.shards import (
-    DTYPES,
-    Manifest,
-    memory_to_tensor,
-    open_parquet,
-    row_group_rows,
-    whole,
-)
+from smt_ray.data.manifest import Manifest, Shards, open_manifest
+from smt_ray.data.order import LANES, Integers, Order, share
+from smt_ray.data.rows import Batch, RowGroups, to_batch
 from smt_ray.data.storage import Location
 
-Batch = dict[str, torch.Tensor]
-LANES = 64
-"""Streams that a global batch is made of: each row of it comes from another part of the source."""
+Asked = tuple[int | Integers, Integers]
+"""Rows by the steps and the columns of the batches that they stand in."""
+AHEAD = 2
+"""Batches that are read before they are asked for."""
 
 
 class Stream(ABC):
@@ -40,15 +34,11 @@ class Stream(ABC):
     def batch(self, step: int) -> Batch:
         """Return this rank's share of global batch `step`."""
 
-    def row(self, step: int, column: int) -> Batch:
-        """Return one row of `batch(step)`, the one in `column`."""
-        return {name: value[column] for name, value in self.batch(step).items()}
-
     def carry(self, step: int, state: torch.Tensor) -> None:  # noqa: B027  most keep nothing
         """Take back the state that the objective reached on the batch of `step`."""
 
     def state(self) -> Batch:
-        """Return what a checkpoint must hold beside the step."""
+        """Return what a checkpoint must hold beside the step: tensors with a column in dim 1."""
         return {}
 
     def probe(self) -> Batch | None:
@@ -56,8 +46,46 @@ class Stream(ABC):
         return None
 
 
-class Reader(Stream):
-    """One rank's view of a shard directory; the next batch is read ahead by a thread."""
+class Rows(Stream):
+    """A rank's columns of global batches whose rows are known ahead."""
+
+    columns: Integers
+    """The rank's columns of the global batch."""
+
+    @abstractmethod
+    def follow(self, asked: Iterable[Asked]) -> Iterator[Batch]:
+        """Yield a batch of the rows of each item of `asked`, made before it is needed.
+
+        `asked` may have no end, and travels to where rows are made.
+        """
+
+    def batch(self, step: int) -> Batch:
+        """Return this rank's share of global batch `step`; the steps after it are made ahead."""
+        if step != self._now:
+            if step != self._now + 1 or not self._coming:
+                self._coming = self.follow(WholeBatches(step, self.columns))
+            self._now, self._latest = step, next(self._coming)
+        return self._latest
+
+    _now = -1
+    _latest: Batch
+    _coming: Iterator[Batch] | None = None
+
+
+@dataclass(frozen=True)
+class WholeBatches(Iterable[Asked]):
+    """All of a rank's columns of the batches from `step` on, for ever."""
+
+    step: int
+    columns: Integers
+
+    def __iter__(self) -> Iterator[Asked]:
+        """Begin at `step`."""
+        return ((number, self.columns) for number in itertools.count(self.step))
+
+
+class Reader(Rows):
+    """One rank's view of a shard directory; the next batches are read ahead by a thread."""
 
     def __init__(
         self,
@@ -69,147 +97,57 @@ class Reader(Stream):
         rank: int = 0,
         world: int = 1,
         lanes: int = LANES,
+        chunk: int = 0,
     ) -> None:
-        """Index the directory's rows.
+        """Read nothing yet.
 
         Args:
             directory: the shards.
-            manifest: their manifest, as `open_shards` returned it.
-            global_batch: rows in one batch over all ranks; a multiple of `world`.
+            manifest: their manifest.
+            global_batch: rows in one batch over all ranks, at least one for each.
             seed: seed of the order.
             rank: this rank.
             world: number of ranks.
             lanes: streams that a global batch is made of, at most.
+            chunk: consecutive rows that stay close to each other; 0: those of a row group.
 
         Raises:
             ValueError: if there are fewer rows than one global batch.
         """
-        assert global_batch % world == 0
-        self.directory, self.manifest = directory, manifest
-        self.global_batch, self.seed = global_batch, seed
-        self.lanes = max(n for n in range(1, lanes + 1) if global_batch % n == 0)
-        share = global_batch // world
-        self.columns = slice(rank * share, (rank + 1) * share)
-        lane = global_batch // self.lanes
-        touched = -(-self.columns.stop // lane) - self.columns.start // lane
-        self._kept = 2 * touched + 2  # the current and the next row group of each lane
-        self._index()
-        if self.rows < global_batch:
+        assert global_batch >= world
+        self.manifest, self.shards = manifest, Shards(directory, manifest)
+        chunk = chunk or manifest["row_group_rows"]
+        if self.shards.rows < global_batch:
             raise ValueError(
-                f"global-batch={global_batch}: {directory} holds only {self.rows} sequences; "
-                "give a smaller batch or a longer data.source"
+                f"global-batch={global_batch}: {directory} holds only {self.shards.rows} "
+                "sequences; give a smaller batch or a longer data.source"
             )
-        self._groups: OrderedDict[tuple[int, int], Batch] = OrderedDict()
-        self._open = lru_cache(maxsize=64)(self._open_shard)
-        self._order = lru_cache(maxsize=2)(self._epoch_order)
+        self.order = Order(
+            self.shards.rows, chunk=chunk, global_batch=global_batch, seed=seed, lanes=lanes
+        )
+        self.columns = np.arange(global_batch)[share(global_batch, rank, world)]
+        touched = len({*(self.columns * self.order.lanes // global_batch).tolist()})
+        # A lane's chunk may lie in two row groups.
+        self.groups = RowGroups(self.shards, kept=2 * touched + 2)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader")
-        self._ahead: tuple[int, Future[Batch]] | None = None
 
-    def _index(self) -> None:
-        """Find (shard, row group, row) of every row, sorted by `sequence_id`."""
-        self.shards = sorted(self.manifest["shards"])
-        ids, places = [], []
-        for number, name in enumerate(self.shards):
-            file = self.directory / name
-            with whole(file), file.open() as stream:
-                shard = open_parquet(stream)
-                column = shard.read(columns=["sequence_id"])["sequence_id"].to_numpy()
-                sizes = [shard.metadata.row_group(g).num_rows for g in range(shard.num_row_groups)]
-            place = np.empty((len(column), 3), np.int32)
-            place[:, 0] = number
-            place[:, 1] = np.repeat(np.arange(len(sizes)), sizes)
-            place[:, 2] = np.arange(len(column)) - np.repeat(np.cumsum([0, *sizes[:-1]]), sizes)
-            ids.append(column)
-            places.append(place)
-        order = np.argsort(np.concatenate(ids), kind="stable")
-        self.places = np.concatenate(places)[order]
+    def follow(self, asked: Iterable[Asked]) -> Iterator[Batch]:
+        """Yield a batch of the rows of each item of `asked`, read before it is needed."""
+        coming: deque[Future[Batch]] = deque()
+        for steps, columns in asked:
+            coming.append(self._thread.submit(self.read, self.order.at(steps, columns)))
+            if len(coming) > AHEAD:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
 
-    @property
-    def rows(self) -> int:
-        """Rows in the directory."""
-        return len(self.places)
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Whole global batches in one epoch."""
-        return self.rows // self.global_batch
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one row, by the manifest's shape."""
-        shape, label = self.manifest, 0
-        if "memory_tokens" in shape:
-            label = shape["memory_tokens"] * shape["width"] * DTYPES[shape["dtype"]].itemsize
-        lists = 2 if shape.get("targets") else 1
-        return int(shape["sequence_length"] * (4 * lists + label))
-
-    def _epoch_order(self, epoch: int) -> np.ndarray:
-        """Return the epoch's rows as (lanes, steps, rows of a lane in one batch)."""
-        random = np.random.default_rng((self.seed, epoch))
-        chunk = row_group_rows(self.row_bytes)
-        chunks = [
-            random.permutation(np.arange(start, min(start + chunk, self.rows)))
-            for start in random.permutation(np.arange(0, self.rows, chunk))
-        ]
-        used = self.steps_per_epoch * self.global_batch
-        shape = (self.lanes, self.steps_per_epoch, self.global_batch // self.lanes)
-        return np.concatenate(chunks)[:used].reshape(shape)
-
-    def plan(self, step: int) -> np.ndarray:
-        """Return this rank's part of global batch `step` as rows of (shard, row group, row)."""
-        epoch, step = divmod(step, self.steps_per_epoch)
-        return self.places[self._order(epoch)[:, step].reshape(-1)[self.columns]]
-
-    def batch(self, step: int) -> Batch:
-        """Return this rank's share of global batch `step`: columns as tensors of equal length."""
-        ahead = self._ahead
-        ready = ahead[1] if ahead and ahead[0] == step else self._thread.submit(self._read, step)
-        batch = ready.result()
-        self._ahead = (step + 1, self._thread.submit(self._read, step + 1))
-        return batch
-
-    def row(self, step: int, column: int) -> Batch:
-        """Return one row of `batch(step)`, and read no more than its row group."""
-        return self._thread.submit(self._row, *self.plan(step)[column].tolist()).result()
-
-    def _read(self, step: int) -> Batch:
-        rows = [self._row(*at) for at in self.plan(step).tolist()]
-        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
-
-    def _row(self, shard: int, group: int, row: int) -> Batch:
-        return {name: column[row] for name, column in self._group(shard, group).items()}
-
-    def _group(self, shard: int, group: int) -> Batch:
-        """Return a decoded row group; each lane's current and next ones stay in memory."""
-        key = (shard, group)
-        if key not in self._groups:
-            with whole(self.directory / self.shards[shard]):
-                self._groups[key] = self._decode(self._open(shard).read_row_group(group))
-            if len(self._groups) > self._kept:
-                self._groups.popitem(last=False)
-        self._groups.move_to_end(key)
-        return self._groups[key]
-
-    def _open_shard(self, shard: int) -> pq.ParquetFile:
-        return open_parquet((self.directory / self.shards[shard]).open())
-
-    def _decode(self, table: pa.Table) -> Batch:
-        """Turn a row group's columns into tensors: `inputs`, `targets`, `memory` and the rest."""
-        tokens = _rows(table["tokens"])
-        batch = {"sequence_id": torch.from_numpy(table["sequence_id"].to_numpy().copy())}
-        if "targets" in table.column_names:
-            batch |= {"inputs": tokens, "targets": _rows(table["targets"])}
-        else:
-            batch |= {"inputs": tokens[:, :-1], "targets": tokens[:, 1:]}
-        if "bytes" in table.column_names:
-            batch["bytes"] = torch.from_numpy(table["bytes"].to_numpy().copy())
-        if "memory" in table.column_names:
-            shape = (self.manifest[name] for name in ("memory_tokens", "width", "dtype"))
-            batch["memory"] = memory_to_tensor(table["memory"], *shape)
-        return batch
+    def read(self, rows: Integers) -> Batch:
+        """Return some rows, by their numbers, as tensors of equal length."""
+        return to_batch(self.groups.take(rows), self.manifest)
 
 
-def _rows(column: pa.ChunkedArray) -> torch.Tensor:
-    """Return a column of fixed-size lists as an int64 tensor (rows, length)."""
-    flat = column.combine_chunks().flatten().to_numpy()
-    return torch.from_numpy(flat.astype(np.int64)).view(len(column), -1)
+def open_reader(
+    directory: Location, kind: Any, expected: dict[str, Any], **settings: Any
+) -> Reader:
+    """Return a reader of a directory whose manifest must have the fields of `expected`."""
+    return Reader(directory, open_manifest(directory, kind, **expected), **settings)

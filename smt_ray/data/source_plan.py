@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from smt_ray.config import DataConfig, changed, require_unmasked
-from smt_ray.data.pieces import groups
+from smt_ray.data.pieces import groups, unit_bytes
 from smt_ray.data.sources import (
     SPLITS,
     ExampleKind,
@@ -21,7 +21,7 @@ from smt_ray.data.sources import (
 )
 from smt_ray.data.tokenizers import Tokenizer
 
-FORMAT = 2
+FORMAT = 3
 """Of the token shards: raised when their meaning changes."""
 
 
@@ -62,13 +62,15 @@ def plan_source(config: DataConfig) -> SourcePlan:
         if isinstance(kind, ExampleKind):
             kind.check(own)
         pieces = kind.pieces(own)
-    numbers = itertools.count()
+    size = sum(weight for side in pieces.values() for _, weight in side)
+    numbers, unit = itertools.count(), unit_bytes(size)
     units = tuple(
-        Unit(next(numbers), split, group) for split in SPLITS for group in groups(pieces[split])
+        Unit(next(numbers), split, group)
+        for split in SPLITS
+        for group in groups(pieces[split], unit)
     )
     for split in SPLITS:
         _check_split(config, split, [unit for unit in units if unit.split == split], tokenizer)
-    size = sum(weight for side in pieces.values() for _, weight in side)
     return SourcePlan(
         config=own,
         tokenizer=tokenizer,

@@ -141,7 +141,8 @@ def packer(unit: Unit, config: DataConfig, tokenizer: Tokenizer) -> Packer:
     """Return what makes rows of that which `read` yields of a unit."""
     length = config.sequence_length
     if isinstance(kind_of(config), ExampleKind):
-        return ExamplePacker(length, unit.index, covers=config.kind == "pixels")
+        covers = config.kind == "pixels"
+        return ExamplePacker(tokenizer.vocabulary, length, unit.index, covers=covers)
     return WindowPacker(tokenizer, length, unit.index)
 
 

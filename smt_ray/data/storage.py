@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -17,6 +18,9 @@ import pyarrow as pa
 from pyarrow import fs
 
 from smt_ray.config import masked, require_unmasked
+
+PART = ".part"
+"""How the names of files end that are not whole yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +111,24 @@ class Location:
         paths = (f.path for f in found if f.type == fs.FileType.File and f.path.endswith(suffix))
         return [Location(self.filesystem, path) for path in sorted(paths)]
 
+    def sizes(self, suffix: str = "") -> dict[str, int]:
+        """Return the sizes in bytes, by name, of the files right below whose names end so."""
+        selector = fs.FileSelector(self.path, allow_not_found=True)
+        found = self.filesystem.get_file_info(selector)
+        files = (f for f in found if f.type == fs.FileType.File and f.path.endswith(suffix))
+        return {f.base_name: f.size for f in files}
+
+    @contextlib.contextmanager
+    def published(self) -> Iterator["Location"]:
+        """Give a place to write to, whose file appears here at once when all of it is there."""
+        part = Location(self.filesystem, f"{self.path}.{uuid.uuid4().hex[:8]}{PART}")
+        try:
+            yield part
+            part.filesystem.move(part.path, self.path)
+        except BaseException:
+            part.delete()
+            raise
+
     def directories(self) -> list["Location"]:
         """Return the directories right below this one, sorted by path."""
         selector = fs.FileSelector(self.path, allow_not_found=True)
@@ -127,6 +149,10 @@ class Location:
     def open(self) -> BinaryIO:
         """Open the file for random reads of bytes."""
         return cast(BinaryIO, self.filesystem.open_input_file(self.path))
+
+    def output(self) -> Any:
+        """Open the file for writing, over what is there."""
+        return self.filesystem.open_output_stream(self.path)
 
     def read_bytes(self) -> bytes:
         """Return the file's bytes."""

@@ -4,9 +4,7 @@ import hashlib
 import itertools
 import logging
 import pickle
-import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, cast
 
@@ -16,13 +14,15 @@ import ray
 
 from smt_ray.config import DataConfig, masked
 from smt_ray.data import sources
-from smt_ray.data.shards import CHECKSUMS, MANIFEST, Manifest, open_shards, row_group_rows
+from smt_ray.data.manifest import MANIFEST, Manifest, check_shards, open_manifest, write_manifest
+from smt_ray.data.shards import WRITTEN, row_bytes, row_group_rows
 from smt_ray.data.source_plan import SourcePlan
 from smt_ray.data.storage import Location
 from smt_ray.data.tokenizers import Tokenizer
 from smt_ray.data.units import UNITS, Record, Try
 
-SHARD_ROW_GROUPS = 32
+SHARD_BYTES = 256 << 20
+"""Size of a token shard at most; a small unit makes a smaller one."""
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,9 @@ def write_tokens(plan: SourcePlan, target: Location) -> dict[str, Any]:
     written = all((target / split / MANIFEST).exists() for split in sources.SPLITS)
     if not written or (target / UNITS).exists():  # else only the artifact's own manifest is missing
         _write(plan, target)
-    splits = {name: open_shards(target / name, "tokens") for name in sources.SPLITS}
+    splits = {name: open_manifest(target / name, "tokens") for name in sources.SPLITS}
+    for name, manifest in splits.items():
+        check_shards(target / name, manifest)
     digests = [(name, manifest["digest"]) for name, manifest in splits.items()]
     vocabulary = splits["train"]["vocabulary"]
     parts = repr((digests, vocabulary, plan.tokenizer.digest)).encode()
@@ -143,27 +145,25 @@ class Work:
     def _write(self, unit: sources.Unit, fingerprint: str) -> Record:
         """Read, tokenise and write one unit."""
         packer = sources.packer(unit, self.config, self.tokenizer)
-        lists = 1 if self.config.kind == "text" else 2
-        rows = row_group_rows(4 * lists * (self.config.sequence_length + 1))
+        schema = packer.schema
+        rows = row_group_rows(row_bytes(schema))
+        groups = max(1, SHARD_BYTES // (rows * row_bytes(schema)))
         tables = packer.tables(sources.read(unit, self.config, self.tokenizer), rows)
-        shards: dict[str, int] = {}
+        shards: dict[str, dict[str, int]] = {}
         digest = hashlib.sha256()
         for first in tables:
             name = f"{unit.index:06d}-{len(shards):04d}.parquet"
-            with (
-                _whole(self.target / unit.split / name) as file,
-                pq.ParquetWriter(
-                    file.path, first.schema, filesystem=file.filesystem, **CHECKSUMS
-                ) as writer,
-            ):
-                shards[name] = 0
-                for table in itertools.chain(
-                    [first], itertools.islice(tables, SHARD_ROW_GROUPS - 1)
-                ):
-                    writer.write_table(table)
-                    for batch in table.to_batches():
-                        digest.update(batch.serialize())
-                    shards[name] += len(table)
+            count = 0
+            with (self.target / unit.split / name).published() as file, file.output() as sink:
+                with pq.ParquetWriter(sink, schema, **WRITTEN) as writer:
+                    for table in itertools.chain([first], itertools.islice(tables, groups - 1)):
+                        writer.write_table(table)
+                        for batch in table.to_batches():
+                            digest.update(batch.serialize())
+                        count += len(table)
+                size = sink.tell()
+            begins = first["sequence_id"][0].as_py()
+            shards[name] = {"rows": count, "first_id": begins, "bytes": size}
         counts = {name: getattr(packer, name) for name in ("bytes", "documents", "tokens")}
         return Record(
             fingerprint=fingerprint,
@@ -174,32 +174,15 @@ class Work:
         )
 
 
-@contextmanager
-def _whole(file: Location) -> Iterator[Location]:
-    """Give a place to write to, whose file appears at `file` at once when all of it is there."""
-    if not file.is_local:  # an object store shows an object when its upload is complete
-        yield file
-        return
-    part = Location(file.filesystem, f"{file.path}.{uuid.uuid4().hex[:8]}.part")
-    try:
-        yield part
-        part.filesystem.move(part.path, file.path)
-    finally:
-        if part.exists():
-            part.filesystem.delete_file(part.path)
-
-
 def _write_manifest(plan: SourcePlan, units: list[Record], directory: Location) -> None:
     """Add up the counts of one split's units and write them as its manifest."""
     config, tokenizer, split = plan.config, plan.tokenizer, directory.name
-    shards = {name: rows for unit in units for name, rows in unit.shards.items()}
+    shards = {name: shard for unit in units for name, shard in unit.shards.items()}
     if not shards:
         raise sources.too_short(config, split, sum(unit.tokens for unit in units))
-    sequences = sum(shards.values())
-    manifest: Manifest = {
+    fields: Manifest = {
         "kind": "tokens",
         "split": split,
-        "sequences": sequences,
         "sequence_length": config.sequence_length,
         "vocabulary": tokenizer.vocabulary,
         "tokenizer": tokenizer.name,
@@ -207,12 +190,11 @@ def _write_manifest(plan: SourcePlan, units: list[Record], directory: Location) 
         "targets": config.kind != "text",
         "documents": sum(unit.documents for unit in units),
         "digest": hashlib.sha256("".join(unit.digest for unit in units).encode()).hexdigest(),
-        "shards": dict(sorted(shards.items())),
     }
     if config.kind != "task":
-        manifest["bytes"] = sum(unit.bytes for unit in units)
+        fields["bytes"] = sum(unit.bytes for unit in units)
     if config.kind == "pixels":
         images = sources.images_in(config)
-        manifest["image"] = images.height, images.width
-    (directory / MANIFEST).write_json(manifest)
-    logger.info("%s: %d sequences of %s", split, sequences, masked(config.source))
+        fields["image"] = images.height, images.width
+    manifest = write_manifest(directory, fields, shards)
+    logger.info("%s: %d sequences of %s", split, manifest["sequences"], masked(config.source))

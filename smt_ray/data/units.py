@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from smt_ray.data.shards import MANIFEST
+from smt_ray.data.manifest import MANIFEST
 from smt_ray.data.storage import Location
 
 UNITS = "units"
@@ -24,13 +24,14 @@ TRY = "try.json"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
-    """What became of one unit: its shards with their rows, and counts."""
+    """What became of one unit: its shards, and counts."""
 
     fingerprint: str
     split: str
     digest: str
     """Of its rows."""
-    shards: dict[str, int]
+    shards: dict[str, dict[str, int]]
+    """By name what a manifest says of them: `rows`, `first_id`, `bytes`."""
     bytes: int
     documents: int
     tokens: int

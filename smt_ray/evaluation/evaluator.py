@@ -15,8 +15,9 @@ from torch import Tensor
 from smt_ray.cluster.process import run_alone
 from smt_ray.config import RunConfig
 from smt_ray.data.export import load_rnn
-from smt_ray.data.reader import Batch
-from smt_ray.data.shards import Manifest, open_parquet, open_shards, whole
+from smt_ray.data.manifest import open_manifest
+from smt_ray.data.reader import Reader
+from smt_ray.data.rows import Batch
 from smt_ray.data.storage import Location
 from smt_ray.data.synthetic import task_of
 from smt_ray.evaluation.gallery import gallery
@@ -34,6 +35,8 @@ from smt_ray.tasks.task import UNKNOWN
 UNITS = {"text": "bits per byte", "pixels": "bits per pixel", "task": "accuracy"}
 """What the main score of each kind of source is."""
 ORDERS = (0, 1, 2)
+COUNTED = 1 << 26
+"""Training tokens from which reference models count."""
 UNROLLED = 8
 """Sequences whose gradients are taken."""
 AHEAD = 64
@@ -194,8 +197,8 @@ def _sample(
 
 def _ngrams(train: Location, held_out: HeldOut) -> dict[str, Float[np.ndarray, " L"]]:
     """Return the bits by position, summed over the sequences that are scored, of order-n models."""
-    manifest = open_shards(train, "tokens")
-    model = NgramModel.fit(_windows(train, manifest), manifest["vocabulary"], max(ORDERS))
+    manifest = open_manifest(train, "tokens")
+    model = NgramModel.fit(_windows(train), manifest["vocabulary"], max(ORDERS))
     totals = {f"order{order}": np.zeros(manifest["sequence_length"]) for order in ORDERS}
     for batch in held_out.batches():
         windows = torch.cat((batch["inputs"], batch["targets"][:, -1:]), dim=1).numpy()
@@ -204,12 +207,12 @@ def _ngrams(train: Location, held_out: HeldOut) -> dict[str, Float[np.ndarray, "
     return totals
 
 
-def _windows(directory: Location, manifest: Manifest) -> Iterator[Any]:
-    """Yield the token windows of a split, a row group at a time."""
-    for name in manifest["shards"]:
-        file = directory / name
-        with whole(file), file.open() as stream:
-            shard = open_parquet(stream)
-            for batch in shard.iter_batches(columns=["tokens"]):
-                flat = batch["tokens"].flatten().to_numpy()
-                yield flat.reshape(len(batch), -1)
+def _windows(directory: Location) -> Iterator[Any]:
+    """Yield token windows of a split, `COUNTED` tokens at most, drawn from all of it."""
+    manifest = open_manifest(directory, "tokens")
+    size = min(manifest["row_group_rows"], manifest["sequences"])
+    reader = Reader(directory, manifest, global_batch=size, seed=0, lanes=1)
+    most = max(1, COUNTED // (size * manifest["sequence_length"]))
+    for step in range(min(reader.order.steps_per_epoch, most)):
+        batch = reader.batch(step)
+        yield torch.cat((batch["inputs"], batch["targets"][:, -1:]), dim=1).numpy()

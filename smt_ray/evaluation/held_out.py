@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 
 from smt_ray.config import RunConfig
-from smt_ray.data.reader import Batch, Reader
-from smt_ray.data.shards import open_shards
+from smt_ray.data.manifest import check_shards, open_manifest
+from smt_ray.data.reader import Reader
+from smt_ray.data.rows import Batch
 from smt_ray.data.storage import Location
 from smt_ray.evaluation import longer
 from smt_ray.evaluation.scores import rows_at_once
@@ -23,7 +24,8 @@ class HeldOut:
             ValueError: if `directory` holds no whole token shards.
         """
         self.config, self.directory = config, directory
-        self.manifest = open_shards(directory, "tokens")
+        self.manifest = open_manifest(directory, "tokens")
+        check_shards(directory, self.manifest)
         self.count = min(config.evaluation.sequences, self.manifest["sequences"])
 
     def batches(self) -> Iterator[Batch]:

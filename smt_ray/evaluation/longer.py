@@ -6,13 +6,12 @@ Shapes: N sequences, L inputs in a sequence that was trained on.
 from collections.abc import Iterator
 
 import numpy as np
-import pyarrow as pa
-import torch
-from jaxtyping import Int
 
 from smt_ray.config import DataConfig
-from smt_ray.data.reader import Batch
-from smt_ray.data.shards import Manifest, open_parquet, whole
+from smt_ray.data.manifest import Manifest
+from smt_ray.data.order import mixed, permuted
+from smt_ray.data.reader import Reader
+from smt_ray.data.rows import Batch
 from smt_ray.data.storage import Location
 from smt_ray.data.synthetic import task_of
 from smt_ray.objectives.objective import hashed
@@ -26,28 +25,20 @@ def joined_windows(
 ) -> Iterator[Batch]:
     """Yield `FACTOR` consecutive windows of text as one sequence, `rows` sequences at a time.
 
-    Windows of one document stream have consecutive identities and overlap by one token. Groups that
-    are not whole are left out; a hash of their identities draws `count` of the others.
+    Windows of one document stream have consecutive identities and overlap by one token. A seeded
+    draw takes `count` of the groups that lie in one shard.
     """
-    groups = _whole_groups(directory, manifest)
-    order = hashed(torch.from_numpy(groups)).argsort()[:count].numpy()
-    chosen = np.sort(groups[order])
-    length = manifest["sequence_length"]
-    tokens = np.empty((len(chosen), FACTOR, length + 1), np.int32)
-    units = np.empty((len(chosen), FACTOR), np.int64)
-    for table in _tables(directory, manifest, ["sequence_id", "tokens", "bytes"]):
-        ids = table["sequence_id"].to_numpy()
-        wanted = np.isin(ids // FACTOR, chosen)
-        place = np.searchsorted(chosen, ids[wanted] // FACTOR), ids[wanted] % FACTOR
-        tokens[place] = table["tokens"].flatten().to_numpy().reshape(len(ids), -1)[wanted]
-        units[place] = table["bytes"].to_numpy()[wanted]
-    for start in range(0, len(chosen), rows):
-        part = torch.from_numpy(tokens[start : start + rows]).long()
-        yield {
-            "inputs": part[:, :, :-1].flatten(1),
-            "targets": part[:, :, 1:].flatten(1),
-            "bytes": torch.from_numpy(units[start : start + rows]),
-        }
+    reader = Reader(directory, manifest, global_batch=1, seed=0)
+    groups = np.diff(reader.shards.starts) // FACTOR
+    ends = np.cumsum(groups)
+    drawn = permuted(np.arange(min(count, ends[-1])), ends[-1], mixed(0, FACTOR))
+    shard = np.searchsorted(ends, drawn, side="right")
+    first = reader.shards.starts[shard] + (drawn - (ends - groups)[shard]) * FACTOR
+    for start in range(0, len(first), rows):
+        chosen = np.sort(first[start : start + rows])
+        batch = reader.read((chosen[:, None] + np.arange(FACTOR)).reshape(-1))
+        joined = {name: batch[name].view(len(chosen), -1) for name in ("inputs", "targets")}
+        yield {**joined, "bytes": batch["bytes"]}
 
 
 def longer_task(data: DataConfig, count: int, rows: int) -> Iterator[Batch]:
@@ -58,20 +49,3 @@ def longer_task(data: DataConfig, count: int, rows: int) -> Iterator[Batch]:
         seed = int(hashed(0, length, start)) % 2**32
         inputs, targets = task.generate(data.task, length, min(rows, count - start), seed)
         yield {"inputs": inputs, "targets": targets}
-
-
-def _whole_groups(directory: Location, manifest: Manifest) -> Int[np.ndarray, " N"]:
-    """Return identity / `FACTOR` where the directory holds all windows of the group."""
-    tables = _tables(directory, manifest, ["sequence_id"])
-    ids = [table["sequence_id"].to_numpy() for table in tables]
-    groups, sizes = np.unique(np.concatenate(ids) // FACTOR, return_counts=True)
-    return groups[sizes == FACTOR]
-
-
-def _tables(
-    directory: Location, manifest: Manifest, columns: list[str]
-) -> Iterator[pa.RecordBatch]:
-    for name in manifest["shards"]:
-        file = directory / name
-        with whole(file), file.open() as stream:
-            yield from open_parquet(stream).iter_batches(columns=columns)

@@ -1,49 +1,80 @@
 """The stage `labels`: Ray Data streams token shards through encoder gangs into label shards.
 
-Exactly once: Ray Data notes the identities of written rows beside the shards, and an interrupted
-run that goes on skips them. Legend: N rows, L sequence, K memory tokens, D width.
+Each task makes some parts (`parts.py`): it reads their tokens, asks a gang for their memories, and
+publishes each label shard whole. Exactly once is a property of the files: what is missing is made.
+Legend: L sequence.
 """
 
 import logging
+import pickle
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import ray
-import torch
-from numpy.typing import NDArray
-from ray.data import DataContext, ExecutionResources, TaskPoolStrategy
-from ray.data.checkpoint import CheckpointConfig, CheckpointManager
+from ray.data import DataContext, TaskPoolStrategy
 
 from smt_ray.config import RunConfig, RuntimeConfig
-from smt_ray.data.shards import (
-    CHECKSUMS,
+from smt_ray.data.manifest import (
     MANIFEST,
-    VERIFIED,
     Manifest,
-    label_schema,
-    open_parquet,
-    open_shards,
-    row_group_rows,
-    whole,
+    Shards,
+    check_shards,
+    open_manifest,
+    schema_of,
+    write_manifest,
 )
-from smt_ray.data.storage import Location
-from smt_ray.labels.gang import EncoderSpec
-from smt_ray.labels.labeller import Factory, factory
-from smt_ray.objectives.objective import hashed
+from smt_ray.data.rows import Columns
+from smt_ray.data.shards import (
+    WRITTEN,
+    from_column,
+    row_bytes,
+    row_group_rows,
+    to_column,
+    token_type,
+)
+from smt_ray.data.storage import PART, Location
+from smt_ray.labels.gang import AT_ONCE, EncoderSpec
+from smt_ray.labels.labeller import Gangs, started
+from smt_ray.labels.parts import Part, enough, listed, parts
 
 SPLITS = ("train", "validation")
-SHARD_BYTES = 32 << 20
-"""Size of a label shard, and what an interruption can lose of a gang's work; at least one batch."""
-IN_FLIGHT = 2
-"""Batches that a gang works on or has waiting, so that it never waits for the next one."""
+TASKS = 4096
+"""Tasks of a split at most; what each costs the driver does not grow with the rows."""
 
 logger = logging.getLogger(__name__)
-Ids = NDArray[np.int64]
+
+
+def label_fields(config: RunConfig, encoder: str, tokens: Manifest) -> Manifest:
+    """Return what the manifest of labels says, but for their shards.
+
+    Args:
+        config: the run.
+        encoder: the teacher's fingerprint.
+        tokens: the manifest of the tokens.
+    """
+    return {
+        "kind": "labels",
+        "split": tokens["split"],
+        "sequence_length": config.data.sequence_length,
+        "memory_tokens": config.model.memory_tokens,
+        "width": config.model.width,
+        "dtype": config.labels.dtype,
+        "encoder": encoder,
+        "vocabulary": tokens["vocabulary"],
+        "targets": tokens["targets"],
+    }
+
+
+def encoder_spec(config: RunConfig, teacher: Location, vocabulary: int) -> EncoderSpec:
+    """Return what the ranks of the gangs build: the encoder of the artifact `teacher`."""
+    precision, dtype = config.optimizer.precision, config.labels.dtype
+    return EncoderSpec(config.model, vocabulary, teacher, precision, dtype)
 
 
 def write_labels(
@@ -66,217 +97,174 @@ def write_labels(
 
     Returns:
         `labels`: (sequence, timestep) pairs in both splits; `labels_per_s`: the rate at which this
-        call labelled the training split, start-up excluded (0 if it was done before);
-        `gang_rebuilds`: gangs built again after a lost rank or node; `seconds`.
+        call labelled, start-up excluded (0 if all were there); `gang_rebuilds`: gangs built again
+        after a lost rank or node; `seconds`.
 
     Raises:
         ValueError: naming the field at fault, if too few sequences are chosen for one global batch.
     """
     began = time.monotonic()
-    model, length = config.model, config.data.sequence_length
-    spec = EncoderSpec(model, vocabulary, teacher, config.optimizer.precision, config.labels.dtype)
-    fields: Manifest = {
-        "kind": "labels",
-        "sequence_length": length,
-        "memory_tokens": model.memory_tokens,
-        "width": model.width,
-        "dtype": spec.dtype,
-        "encoder": encoder,
-        "vocabulary": vocabulary,
-    }
+    expected = {"sequence_length": config.data.sequence_length, "vocabulary": vocabulary}
     splits = []
     for name in SPLITS:
-        expected = {"sequence_length": length, "vocabulary": vocabulary}
-        manifest = open_shards(tokens / name, "tokens", **expected)
-        fields["targets"] = manifest.get("targets", False)
-        shards = [tokens / name / shard for shard in manifest["shards"]]
-        ids = _chosen(config, name, _ids(shards))
-        splits.append(_Split(shards, target / name, target / "progress" / name, ids))
+        manifest = open_manifest(tokens / name, "tokens", **expected)
+        check_shards(tokens / name, manifest)
+        _check_enough(config, name, manifest)
+        fields = label_fields(config, encoder, manifest)
+        splits.append(Split(tokens / name, manifest, target / name, fields, config.labels.fraction))
     unfinished = [split for split in splits if not (split.directory / MANIFEST).exists()]
-    rate, rebuilds = _label(config, spec, fields, unfinished)
+    left = {split.directory.name: split.missing() for split in unfinished}
+    labels = config.data.sequence_length * sum(
+        split.chosen(part) for split in unfinished for part in left[split.directory.name]
+    )
+    rate, rebuilds = 0.0, 0
+    if labels:
+        spec = encoder_spec(config, teacher, vocabulary)
+        with started(config.name, spec, config.runtime, labels) as gangs:
+            for split in unfinished:
+                _label(config.runtime, gangs, split, left[split.directory.name])
+            rate = ray.get(gangs.meter.rate.remote())
+            rebuilds = sum(ray.get(gangs.meter.gangs.remote()).values())
+    rows = sum(split.finish() for split in splits)
     return {
-        "labels": length * sum(len(split.ids) for split in splits),
+        "labels": config.data.sequence_length * rows,
         "labels_per_s": rate,
         "gang_rebuilds": rebuilds,
         "seconds": time.monotonic() - began,
     }
 
 
+def _check_enough(config: RunConfig, split: str, manifest: Manifest) -> None:
+    """Check that the sequences which get labels fill a global batch."""
+    fraction = config.labels.fraction
+    batch = max(config.transition.global_batch, config.dmt.global_batch)
+    if not enough(manifest, fraction, batch):
+        raise ValueError(
+            f"labels.fraction={fraction}: leaves fewer {split} sequences than one global batch of "
+            f"{batch}; give a larger fraction or a longer data.source"
+        )
+
+
 @dataclass(frozen=True)
-class _Split:
-    """One split: token shards, where labels and Ray Data's notes go, the sequences to label."""
+class Split:
+    """One split: its token shards, and where its label shards go."""
 
-    tokens: list[Location]
+    tokens: Location
+    manifest: Manifest
     directory: Location
-    progress: Location
-    ids: Ids
+    fields: Manifest
+    """What the manifest of the labels says, but for their shards."""
+    fraction: float
+
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """Columns of its label shards."""
+        return schema_of(self.fields)
+
+    @property
+    def parts(self) -> Iterator[Part]:
+        """All its parts in order."""
+        return parts(self.manifest, row_bytes(self.schema), self.fraction)
+
+    def chosen(self, part: Part) -> int:
+        """Return how many of a part's rows get labels."""
+        return int(part.chosen(self.fraction).sum())
+
+    def missing(self) -> list[Part]:
+        """Return the parts whose label shard is not there; remove what was left half written."""
+        there = self.directory.sizes()
+        for name in there:
+            if name.endswith(PART):
+                (self.directory / name).delete()
+        return [part for part in self.parts if part.name not in there]
+
+    def finish(self) -> int:
+        """Write the manifest, if it is not there; return the rows of all label shards."""
+        if (self.directory / MANIFEST).exists():
+            return int(open_manifest(self.directory, "labels")["sequences"])
+        shards, sizes = Shards(self.tokens, self.manifest), self.directory.sizes(".parquet")
+        found = listed(shards, row_bytes(self.schema), self.fraction, sizes)
+        manifest = write_manifest(self.directory, self.fields, found)
+        logger.info("%s: %d sequences labelled", self.directory.name, manifest["sequences"])
+        return int(manifest["sequences"])
 
 
-def keep(ids: Ids, fraction: float) -> NDArray[np.bool_]:
-    """Return which sequences are among the labelled `fraction`: a hash of the identity decides.
-
-    Compared as integers: next to a float a hash is rounded, and a high one counts as 2^62.
-    """
-    return (hashed(torch.tensor(ids)) < int(fraction * 2.0**62)).numpy()
-
-
-def _label(
-    config: RunConfig, spec: EncoderSpec, fields: Manifest, splits: list[_Split]
-) -> tuple[float, int]:
-    """Write label shards and manifests of the splits.
-
-    Returns:
-        Labels per second in the training split, and gangs built again.
-    """
-    runtime, length = config.runtime, config.data.sequence_length
-    shape = (spec.model.memory_tokens, spec.model.width, spec.dtype)
-    schema = label_schema(length, *shape, targets=fields["targets"])
-    left = [
-        (split, written)
-        for split in splits
-        if len(written := _written(runtime, split)) < len(split.ids)
-    ]
-    missing = length * sum(len(split.ids) - len(written) for split, written in left)
-    rate, rebuilds = 0.0, 0
-    if left:
-        with factory(config.name, spec, runtime, schema, missing) as labelled:
-            for split, written in left:
-                _stream(config, labelled, split, written)
-                if split.directory.name == "train":
-                    rate = ray.get(labelled.meter.rate.remote())
-            rebuilds = sum(ray.get(labelled.meter.gangs.remote()).values())
-    for split in splits:
-        _write_manifest(split.directory, fields, split.ids)
-    return rate, rebuilds
-
-
-def _stream(config: RunConfig, labelled: Factory, split: _Split, written: Ids) -> None:
-    """Stream the token shards of a split through the gangs into label shards."""
-    runtime, schema = config.runtime, labelled.schema
-    lists = sum(field.type.list_size for field in schema if pa.types.is_fixed_size_list(field.type))
-    row_bytes = 4 * lists + schema.field("memory").type.byte_width
-    batches = max(1, SHARD_BYTES // (row_bytes * runtime.gang_batch))
-    chosen = partial(_choose, fraction=config.labels.fraction, written=ray.put(written))
-    paths = [shard.path for shard in split.tokens]
-    with DataContext.current(_context(runtime, split.progress)):
-        rows = ray.data.read_parquet(
-            paths, filesystem=split.tokens[0].filesystem, fragment_scan_options=VERIFIED
-        )
-        rows = rows.select_columns(schema.names[:-1])
-        rows = rows.map_batches(chosen, batch_format="pyarrow", batch_size=None)
-        rows.repartition(target_num_rows_per_block=batches * runtime.gang_batch).map_batches(
-            labelled,
-            batch_size=runtime.gang_batch,
-            batch_format="pyarrow",
-            num_cpus=0,
-            compute=TaskPoolStrategy(size=IN_FLIGHT * runtime.gangs),
-        ).write_parquet(
-            split.directory.path,
-            filesystem=split.directory.filesystem,
-            schema=schema,
-            row_group_size=row_group_rows(row_bytes),
-            **CHECKSUMS,
-            ray_remote_args={"num_cpus": 0},
-        )
-
-
-def _context(runtime: RuntimeConfig, progress: Location) -> DataContext:
-    """Return a context for one split's pipeline: what is done, and how many CPUs may read.
-
-    Tasks that read and cut get one CPU more than there are gangs: a gang is far slower than its
-    reader, and each task is a process. Writers ask for none, so that the end of the stream is never
-    starved by its beginning.
-    """
+def _label(runtime: RuntimeConfig, gangs: Gangs, split: Split, missing: list[Part]) -> None:
+    """Make the missing parts of a split, in tasks that each have some consecutive ones."""
+    if not missing:
+        return
+    split.directory.make_dir()
+    each = -(-len(missing) // TASKS)
+    tasks = [missing[start : start + each] for start in range(0, len(missing), each)]
+    work = Work(gangs, split, runtime.gang_batch)
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False  # without a terminal: 20 lines every 10 seconds
-    context.use_datasource_v2 = False  # it starts ten actors to read footers
-    context.checkpoint_config = CheckpointConfig(
-        id_column="sequence_id",
-        checkpoint_path=progress.path,
-        override_filesystem=progress.filesystem,
-        delete_checkpoint_on_success=False,
-        checkpoint_manager_cls=_Notes,
-    )
-    ranks = runtime.gangs * runtime.rank_count
-    free = ray.cluster_resources().get("CPU", 0) - ranks * runtime.threads
-    readers = max(1.0, min(free, 1.0 + runtime.gangs))
-    context.execution_options.resource_limits = ExecutionResources.for_limits(cpu=readers)
-    return context
-
-
-class _Notes(CheckpointManager):
-    """Ray Data's notes of what is written, without its filter: `_choose` skips written rows.
-
-    The filter is an actor whose arguments are objects: it cannot be restarted once they are lost,
-    asks for 1 GiB, and takes a process.
-    """
-
-    def load_checkpoint(
-        self, data_file_dir: str | None = None, data_file_filesystem: Any = None
-    ) -> tuple[None, int]:
-        """Remove shards that an interruption left half written."""
-        self._clean_pending_checkpoints(data_file_dir, data_file_filesystem)
-        return None, 0
-
-
-def _written(runtime: RuntimeConfig, split: _Split) -> Ids:
-    """Return the identities that an earlier try has labelled, sorted; remove what it left half."""
-    directory, context = split.directory, _context(runtime, split.progress)
-    if directory.exists() and context.checkpoint_config:
-        notes = _Notes(checkpoint_config=context.checkpoint_config, data_context=context)
-        notes.load_checkpoint(directory.path, directory.filesystem)
-    return np.sort(np.concatenate([split.ids[:0], *_ids(directory.files(".parquet"))]))
-
-
-def _choose(batch: pa.Table, fraction: float, written: Any) -> pa.Table:
-    """Return the rows of a batch that are among the fraction, and not among those written."""
-    ids = batch["sequence_id"].to_numpy()
-    chosen = keep(ids, fraction)
-    if len(done := ray.get(written)):
-        nearest = done[np.minimum(np.searchsorted(done, ids), len(done) - 1)]
-        chosen &= nearest != ids
-    return batch.filter(pa.array(chosen))
-
-
-def _ids(shards: list[Location]) -> list[Ids]:
-    """Return the identities in each shard."""
-
-    def read(shard: Location) -> Ids:
-        with whole(shard), shard.open() as file:
-            return open_parquet(file).read(columns=["sequence_id"])["sequence_id"].to_numpy()
-
-    with ThreadPoolExecutor(8) as pool:
-        return list(pool.map(read, shards))
-
-
-def _chosen(config: RunConfig, split: str, shards: list[Ids]) -> Ids:
-    """Return the identities that get labels, in order; at least one global batch of them."""
-    fraction = config.labels.fraction
-    ids = np.sort(np.concatenate(shards))
-    ids = ids[keep(ids, fraction)]
-    batch = max(config.transition.global_batch, config.dmt.global_batch)
-    if len(ids) < batch:
-        raise ValueError(
-            f"labels.fraction={fraction}: leaves {len(ids)} {split} sequences, fewer than one "
-            f"global batch of {batch}; give a larger fraction or a longer data.source"
+    with DataContext.current(context):
+        rows = ray.data.from_items(
+            [{"parts": pickle.dumps(task)} for task in tasks], override_num_blocks=len(tasks)
         )
-    return ids
+        # A task waits for its gang most of the time: it asks for no CPU.
+        in_flight = TaskPoolStrategy(size=AT_ONCE * runtime.gangs)
+        for _ in rows.map(work, num_cpus=0, compute=in_flight).iter_batches(batch_size=None):
+            pass
 
 
-def _write_manifest(directory: Location, fields: Manifest, ids: Ids) -> None:
-    """Check that each sequence has its label once, and write the manifest.
+@dataclass(frozen=True)
+class Work:
+    """What a task does with its parts."""
 
-    Raises:
-        ValueError: if a sequence is missing or there twice.
+    gangs: Gangs
+    split: Split
+    batch: int
+    """Sequences that a gang encodes at once."""
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Make the label shards of some parts; return how many rows they have."""
+        made = pickle.loads(row["parts"])
+        return {"rows": sum(self._make(part) for part in made)}
+
+    def _make(self, part: Part) -> int:
+        split = self.split
+        table = Shards(split.tokens, split.manifest).table(part.shard, part.first, part.rows)
+        table = table.filter(pa.array(part.chosen(split.fraction)))
+        group = row_group_rows(row_bytes(split.schema))
+        held: list[pa.Table] = []
+        # Memories are as good as random: to compress them takes time and saves nothing.
+        packing = {name: "NONE" if name == "memory" else "SNAPPY" for name in split.schema.names}
+        with (
+            (split.directory / part.name).published() as file,
+            file.output() as sink,
+            pq.ParquetWriter(sink, split.schema, compression=packing, **WRITTEN) as writer,
+        ):
+            for made in self._labelled(table):
+                rows = pa.concat_tables([*held, made])
+                whole = len(rows) // group * group  # all row groups but the last are whole
+                if whole:
+                    writer.write_table(rows[:whole], row_group_size=group)
+                held = [rows[whole:]]
+            if held and len(held[0]):
+                writer.write_table(held[0])
+        return len(table)
+
+    def _labelled(self, table: pa.Table) -> Iterator[pa.Table]:
+        """Yield label rows of token rows, in batches of about equal size."""
+        count = -(-len(table) // self.batch)
+        for number in range(count):
+            first, stop = number * len(table) // count, (number + 1) * len(table) // count
+            yield labelled(self.gangs, table[first:stop], self.split.schema, self.split.fields)
+
+
+def labelled(gangs: Gangs, table: pa.Table, schema: pa.Schema, fields: Manifest) -> pa.Table:
+    """Return label rows of token rows.
+
+    Args:
+        gangs: who encodes.
+        table: token rows.
+        schema: columns of label rows.
+        fields: what the manifest of the labels says.
     """
-    shards = directory.files(".parquet")
-    found = _ids(shards)
-    if not np.array_equal(np.sort(np.concatenate([ids[:0], *found])), ids):
-        raise ValueError(
-            f"{directory}: {sum(map(len, found))} labels for {len(ids)} sequences; "
-            "delete its directory and run the stage again"
-        )
-    counts = {shard.name: len(rows) for shard, rows in zip(shards, found, strict=True)}
-    split = {"split": directory.name, "sequences": len(ids), "shards": counts}
-    (directory / MANIFEST).write_json(fields | split)
-    logger.info("%s: %d sequences labelled", directory.name, len(ids))
+    tokens = from_column(table["tokens"], token_type(fields["vocabulary"]))
+    memories: Columns = gangs.encode(np.ascontiguousarray(tokens[:, : fields["sequence_length"]]))
+    made = {name: to_column(value) for name, value in memories.items()}
+    columns = [made[name] if name in made else table[name] for name in schema.names]
+    return pa.Table.from_arrays(columns, schema=schema)

@@ -3,9 +3,9 @@
 Legend: N rows, L sequence, K memory tokens, D width.
 """
 
-import logging
 import os
-from collections.abc import Callable
+import threading
+import uuid
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -13,24 +13,23 @@ from typing import Any
 import numpy as np
 import ray
 import torch
-from jaxtyping import Float
 from numpy.typing import NDArray
-from ray.exceptions import RayError
 from ray.util import get_placement_group, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-from torch import Tensor, nn
+from torch import nn
 
 from smt_ray.cluster.rendezvous import meeting_point
 from smt_ray.cluster.zero import prepare_process, zero_settings
 from smt_ray.config import ModelConfig, Precision, RuntimeConfig
-from smt_ray.data.shards import DTYPES
+from smt_ray.data.order import share
+from smt_ray.data.rows import Columns
+from smt_ray.data.shards import to_memory
 from smt_ray.data.storage import Location
 from smt_ray.data.weights import load_weights
 from smt_ray.model.encoder import Encoder, build_encoder
 
-logger = logging.getLogger(__name__)
-CALL_TIMEOUT_S = 1800.0
-"""Longest wait for one batch: a rank that hangs in a collective never answers."""
+AT_ONCE = 2
+"""Batches that a rank has in hand: while one is encoded, the memories of the other leave."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class EncoderSpec:
     vocabulary: int
     teacher: Location
     precision: Precision
-    dtype: Precision
+    dtype: str
 
     def build(self) -> Encoder:
         """Return the encoder with the teacher's weights, on the CPU."""
@@ -52,6 +51,10 @@ class EncoderSpec:
 
 class Rank:
     """One process of a gang; its engine holds a share of the encoder's parameters."""
+
+    def __init__(self) -> None:
+        """Begin with the first batch."""
+        self.turn, self.changed = 0, threading.Condition()
 
     def address(self) -> tuple[str, int]:
         """Return the address and the port at which the others find this one, if it is rank 0."""
@@ -70,16 +73,23 @@ class Rank:
             "MASTER_ADDR": host,
             "MASTER_PORT": str(port),
         }
-        self.device = prepare_process(runtime)
-        self.dtype = DTYPES[spec.dtype]
+        self.device, self.dtype = prepare_process(runtime), spec.dtype
         self.engine = encoding_engine(spec.build(), runtime.gang_batch, spec.precision)
 
-    @torch.inference_mode()
-    def encode(self, tokens: NDArray[np.integer[Any]]) -> NDArray[np.uint8]:
-        """Return the memories of all timesteps as bytes (N, L, K, D * itemsize)."""
+    def encode(self, turn: int, tokens: NDArray[np.integer[Any]]) -> Columns:
+        """Return the memories of all timesteps of `tokens` (N, L) as stored columns.
+
+        All ranks encode the batches in the order of their turns: each forward is collective.
+        """
         inputs = torch.from_numpy(tokens.astype(np.int64)).to(self.device)
-        memory = self.engine(inputs).to(self.dtype).cpu()
-        return memory.view(torch.uint8).numpy()
+        with self.changed:
+            self.changed.wait_for(lambda: self.turn == turn)
+            try:
+                with torch.inference_mode():
+                    return to_memory(self.engine(inputs), self.dtype)
+            finally:
+                self.turn += 1
+                self.changed.notify_all()
 
 
 def encoding_engine(encoder: nn.Module, batch: int, precision: Precision) -> Any:
@@ -98,85 +108,64 @@ def release(name: str) -> None:
 
 
 class Gang:
-    """N ranks in one placement group; a dead or hung one costs a rebuild and the batch a retry."""
+    """N ranks in one placement group. No wait is longer than `runtime.timeout_s`."""
 
-    def __init__(
-        self,
-        spec: EncoderSpec,
-        runtime: RuntimeConfig,
-        name: str,
-        rebuilding: Callable[[], object] = lambda: None,
-        timeout_s: float = CALL_TIMEOUT_S,
-    ) -> None:
-        """Start the ranks, and let them encode once.
+    def __init__(self, spec: EncoderSpec, runtime: RuntimeConfig, name: str) -> None:
+        """Start nothing yet.
 
         Args:
             spec: the encoder, and the number format of its labels.
-            runtime: ranks, threads, devices, and the failures that one batch may meet.
+            runtime: ranks, threads, devices.
             name: name of its placement group, unique in the cluster.
-            rebuilding: called each time that it is built again.
-            timeout_s: longest wait for one batch.
         """
-        self.spec, self.runtime, self.timeout_s = spec, runtime, timeout_s
-        self.name, self.rebuilding = name, rebuilding
+        self.spec, self.runtime, self.name = spec, runtime, name
         self.ranks: list[Any] = []
-        self.encode(np.zeros((runtime.rank_count, 2), np.int64))
+        self.build = ""
+        """Tells the ranks from those of an earlier start."""
 
-    def encode(self, tokens: NDArray[np.integer[Any]]) -> Float[Tensor, "N L K D"]:
-        """Return the memories of all timesteps of `tokens` (N, L), in the label's number format.
+    def start(self) -> None:
+        """Start the ranks.
 
         Raises:
-            RuntimeError: if the gang fails more than `runtime.max_failures` times on this batch.
+            TimeoutError: if there is no room for them, or they do not answer.
         """
-        failures = 0
-        while True:
-            try:
-                if not self.ranks:
-                    self._start()
-                return self._encode(tokens)
-            except RayError as error:
-                self.close()
-                failures += 1
-                if failures > self.runtime.max_failures:
-                    raise RuntimeError(
-                        f"encoder gang of {self.runtime.rank_count} ranks: a batch of "
-                        f"{len(tokens)} sequences failed {failures} times"
-                    ) from error
-                self.rebuilding()
-                logger.warning("encoder gang: rebuilding after %s", type(error).__name__)
+        self.close()  # an actor that Ray has restarted still has the group of its former gang
+        count, limit = self.runtime.rank_count, self.runtime.timeout_s
+        resources = self.runtime.resources
+        group = placement_group([resources] * count, name=self.name)
+        if not group.wait(limit):
+            raise TimeoutError(f"no room for {count} x {resources}")
+        actor = ray.remote(Rank).options(
+            num_cpus=resources["CPU"],
+            num_gpus=resources.get("GPU", 0),
+            max_concurrency=AT_ONCE,
+            scheduling_strategy=PlacementGroupSchedulingStrategy(group),
+        )
+        self.ranks = [actor.remote() for _ in range(count)]
+        address = ray.get(self.ranks[0].address.remote(), timeout=limit)
+        started = [
+            rank.start.remote(self.spec, self.runtime, number, address)
+            for number, rank in enumerate(self.ranks)
+        ]
+        ray.get(started, timeout=limit)
+        self.build, self.turn = uuid.uuid4().hex, 0
+
+    def encode(self, tokens: NDArray[np.integer[Any]]) -> list[Any]:
+        """Return where the columns of the memories of `tokens` (N, L) will be, a part a rank.
+
+        Every rank takes part in every forward: where rows are fewer, it encodes zeros in vain.
+        """
+        count = len(self.ranks)
+        slices = [tokens[share(len(tokens), number, count)] for number in range(count)]
+        slices = [part if len(part) else np.zeros_like(tokens[:1]) for part in slices]
+        calls = zip(self.ranks, slices, strict=True)
+        found = [rank.encode.remote(self.turn, part) for rank, part in calls]
+        self.turn += 1
+        return found
 
     def close(self) -> None:
         """Kill all ranks and free their resources."""
         for rank in self.ranks:
             ray.kill(rank)
-        self.ranks = []
+        self.ranks, self.build = [], ""
         release(self.name)
-
-    def _start(self) -> None:
-        # An actor that Ray has restarted still has the group of its former gang.
-        self.close()
-        count = self.runtime.rank_count
-        resources = self.runtime.resources
-        group = placement_group([resources] * count, name=self.name)
-        actor = ray.remote(Rank).options(
-            num_cpus=resources["CPU"],
-            num_gpus=resources.get("GPU", 0),
-            scheduling_strategy=PlacementGroupSchedulingStrategy(group),
-        )
-        self.ranks = [actor.remote() for _ in range(count)]
-        address = ray.get(self.ranks[0].address.remote())
-        ray.get(
-            [
-                rank.start.remote(self.spec, self.runtime, number, address)
-                for number, rank in enumerate(self.ranks)
-            ]
-        )
-
-    def _encode(self, tokens: NDArray[np.integer[Any]]) -> Float[Tensor, "N L K D"]:
-        """Scatter equal slices, since every rank must take part in every forward, and gather."""
-        share = -(-len(tokens) // len(self.ranks))
-        padding = share * len(self.ranks) - len(tokens)
-        slices = np.pad(tokens, ((0, padding), (0, 0))).reshape(len(self.ranks), share, -1)
-        calls = [rank.encode.remote(s) for rank, s in zip(self.ranks, slices, strict=True)]
-        memory = np.concatenate(ray.get(calls, timeout=self.timeout_s))[: len(tokens)]
-        return torch.from_numpy(memory).view(DTYPES[self.spec.dtype])

@@ -1,22 +1,26 @@
-"""The actors of the label factory: each owns a gang, and batches go to the one with least to do.
+"""The actors that own gangs, and what tasks ask them by: batches go to the one with least to do.
 
 Legend: N rows, L sequence.
 """
 
+import logging
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import ray
 from numpy.typing import NDArray
+from ray.exceptions import RayError
 
 from smt_ray.config import RuntimeConfig
-from smt_ray.data.shards import tensor_to_memory
+from smt_ray.data.rows import Columns
 from smt_ray.labels.gang import EncoderSpec, Gang, release
 from smt_ray.labels.meter import metered
+
+logger = logging.getLogger(__name__)
 
 
 class Labeller:
@@ -27,7 +31,7 @@ class Labeller:
     """
 
     def __init__(self, spec: EncoderSpec, runtime: RuntimeConfig, name: str, meter: str) -> None:
-        """Start the gang.
+        """Take over the gang; its ranks start with the first batch.
 
         Args:
             spec: the encoder.
@@ -35,47 +39,85 @@ class Labeller:
             name: the gang's.
             meter: name of the `Meter` actor.
         """
-        clock = ray.get_actor(meter)
-        clock.join.remote(name)
-        self.gang: Gang = Gang(spec, runtime, name, lambda: clock.rebuilt.remote(name))
+        self.gang, self.clock = Gang(spec, runtime, name), ray.get_actor(meter)
+        self.clock.join.remote(name)
 
-    def encode(self, inputs: NDArray[np.integer[Any]]) -> pa.Array:
-        """Return the column `memory` of a batch of inputs (N, L)."""
-        return tensor_to_memory(self.gang.encode(inputs))
+    def encode(self, tokens: NDArray[np.integer[Any]]) -> tuple[str, list[Any]]:
+        """Return the gang's build, and where the memories of `tokens` (N, L) will be."""
+        if not self.gang.build:
+            self.gang.start()
+        return self.gang.build, self.gang.encode(tokens)
+
+    def failed(self, build: str) -> None:
+        """Give up a build of the gang, after a lost rank or a wait without an answer."""
+        if build == self.gang.build:
+            self.gang.close()
+            self.clock.rebuilt.remote(self.gang.name)
 
 
-class Factory:
-    """The gangs, as a function of Ray Data's tasks."""
+@dataclass(frozen=True)
+class Gangs:
+    """All gangs of a run, as any process of the cluster asks them."""
 
-    def __init__(self, meter: Any, labellers: dict[str, Any], schema: pa.Schema) -> None:
-        """Label rows of `schema` by actors, by the names of their gangs."""
-        self.meter, self.labellers, self.schema = meter, labellers, schema
+    meter: Any
+    labellers: dict[str, Any]
+    """The owners, by the names of their gangs."""
+    runtime: RuntimeConfig
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        """Return the label rows of a batch of token rows."""
-        tokens = batch["tokens"].combine_chunks()
-        inputs = tokens.flatten().to_numpy().reshape(len(batch), -1)
-        if "targets" not in batch.column_names:  # they are the next tokens: the last is no input
-            inputs = inputs[:, :-1]
-        gang = ray.get(self.meter.begin.remote())
-        memory = ray.get(self.labellers[gang].encode.remote(inputs))
-        self.meter.end.remote(gang, inputs.size)
-        columns = [batch[name] for name in self.schema.names[:-1]] + [memory]
-        return pa.Table.from_arrays(columns, schema=self.schema)
+    def encode(self, tokens: NDArray[np.integer[Any]]) -> Columns:
+        """Return the memories of all timesteps of `tokens` (N, L) as stored columns.
+
+        A gang that fails is built again, and the batch tried again.
+
+        Raises:
+            ValueError: if that happens more than `runtime.max_failures` times.
+        """
+        failures = 0
+        while True:
+            gang = ray.get(self.meter.begin.remote())
+            try:
+                return self._encode(gang, tokens)
+            except RayError as error:
+                self.meter.end.remote(gang, 0)
+                failures += 1
+                if failures > self.runtime.max_failures:
+                    raise ValueError(
+                        f"runtime.max-failures={self.runtime.max_failures}: a batch of "
+                        f"{len(tokens)} sequences failed {failures} times in encoder gangs of "
+                        f"{self.runtime.rank_count} ranks ({_line(error)})"
+                    ) from error
+                logger.warning("encoder gang: once more after %s", _line(error))
+
+    def _encode(self, gang: str, tokens: NDArray[np.integer[Any]]) -> Columns:
+        owner, limit = self.labellers[gang], self.runtime.timeout_s
+        build, found = ray.get(owner.encode.remote(tokens), timeout=4 * limit)  # it may start first
+        try:
+            parts = ray.get(found, timeout=limit)
+        except RayError:
+            owner.failed.remote(build)
+            raise
+        self.meter.end.remote(gang, tokens.size)
+        if len(parts) == 1:
+            return parts[0]
+        return {
+            name: np.concatenate([part[name] for part in parts])[: len(tokens)] for name in parts[0]
+        }
+
+
+def _line(error: RayError) -> str:
+    cause = getattr(error, "cause", None) or error
+    return f"{type(cause).__name__}: {' '.join(str(cause).split())[:200]}"
 
 
 @contextmanager
-def factory(
-    run: str, spec: EncoderSpec, runtime: RuntimeConfig, schema: pa.Schema, labels: int
-) -> Iterator[Factory]:
+def started(run: str, spec: EncoderSpec, runtime: RuntimeConfig, labels: int) -> Iterator[Gangs]:
     """Start the gangs, with their progress on the terminal; free all that they hold at the end.
 
     Args:
         run: name of the run.
         spec: the encoder.
         runtime: gangs, their ranks and devices.
-        schema: columns of label rows.
-        labels: how many are to be made.
+        labels: how many are to be made; 0: as many as are asked for, without a word about them.
     """
     pipeline = uuid.uuid4().hex[:8]
     names = [f"gang-{pipeline}-{number}" for number in range(runtime.gangs)]
@@ -84,7 +126,7 @@ def factory(
         actor: Any = ray.remote(Labeller).options(num_cpus=0, max_restarts=-1, max_task_retries=-1)
         labellers = {name: actor.remote(spec, runtime, name, clock) for name in names}
         try:
-            yield Factory(meter, labellers, schema)
+            yield Gangs(meter, labellers, runtime)
         finally:
             for name, labeller in labellers.items():
                 ray.kill(labeller)

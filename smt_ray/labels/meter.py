@@ -73,7 +73,7 @@ def metered(run: str, labels: int, gangs: list[str], name: str) -> Iterator[Any]
 
     Args:
         run: name of the run.
-        labels: how many are to be made.
+        labels: how many are to be made; 0: nobody knows, and the trainer's progress is shown.
         gangs: names of the gangs.
         name: the meter's, by which the gangs find it.
 
@@ -93,7 +93,8 @@ def metered(run: str, labels: int, gangs: list[str], name: str) -> Iterator[Any]
         if (rebuilds := sum(rebuilt.values())) > known:
             known = rebuilds
             logger.warning("%s: lost a rank; its gang is built again (%d in all)", STAGE, known)
-        view.show(Progress(stage=STAGE, step=done, steps=labels, rate=rate, unit="labels"), now)
+        if labels:
+            view.show(Progress(stage=STAGE, step=done, steps=labels, rate=rate, unit="labels"), now)
 
     with watched(look):
         yield meter

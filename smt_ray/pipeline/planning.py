@@ -6,6 +6,7 @@ from smt_ray.cluster.resources import cpus_needed, gpus_needed, here, resolved
 from smt_ray.config import RunConfig, masked
 from smt_ray.data.shards import DTYPES
 from smt_ray.data.source_plan import SourcePlan, plan_source
+from smt_ray.data.sources import SPLITS
 from smt_ray.data.storage import Location
 from smt_ray.model.rnn import RNN
 from smt_ray.objectives.teacher import Teacher
@@ -25,6 +26,7 @@ def label_bytes(config: RunConfig, tokens: int) -> int:
     """Return the bytes of the labels of `tokens` tokens: K * D numbers for each."""
     model, dtype = config.model, DTYPES[config.labels.dtype]
     each = model.memory_tokens * model.width * dtype.itemsize
+    each += 2 * model.memory_tokens if config.labels.dtype == "int8" else 0  # the scales
     return int(tokens * config.labels.fraction * each)
 
 
@@ -38,12 +40,14 @@ def label_bytes_to_write(
         source: its source.
         locations: where its artifacts lie, as far as that is known.
     """
+    if config.labels.mode == "stream":
+        return 0
     expected, location = label_bytes(config, source.size), locations.get("labels")
     if location is None:
         return expected
     if (location / MANIFEST).exists():
         return 0
-    written = sum(file.size() for file in location.files(".parquet", recursive=True))
+    written = sum(sum((location / split).sizes(".parquet").values()) for split in SPLITS)
     return max(0, expected - written)
 
 
@@ -71,8 +75,8 @@ def plan(config: RunConfig) -> str:
         "weights, gradients and moments": f"{training / gib:.2f} GiB a training worker",
         "encoder weights": f"{held / gib:.2f} GiB a gang rank",
         "workers": f"{runtime.workers}, and {runtime.gangs} x {runtime.gang_ranks} gang ranks",
-        "CPUs": f"{cpus_needed(runtime)} logical ones",
-        "GPUs": str(gpus_needed(runtime)),
+        "CPUs": f"{cpus_needed(config)} logical ones",
+        "GPUs": str(gpus_needed(config)),
     }
     width = max(map(len, lines))
     return "\n".join(f"{label:<{width}}  {value}" for label, value in lines.items())

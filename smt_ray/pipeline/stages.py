@@ -14,14 +14,14 @@ from smt_ray.pipeline.artifacts import MANIFEST, fingerprint, location_of, read_
 
 VERSIONS = {
     "tokens": FORMAT,
-    "teacher": 1,
-    "labels": 1,
-    "transition": 1,
-    "dmt": 1,
-    "finetune": 1,
-    "bptt": 1,
+    "teacher": 2,
+    "labels": 2,
+    "transition": 2,
+    "dmt": 2,
+    "finetune": 2,
+    "bptt": 2,
     "export": 1,
-    "evaluate": 1,
+    "evaluate": 2,
 }
 """What each stage means: raised when the same settings come to another result, or a default that a
 fingerprint leaves out is changed."""
@@ -70,7 +70,7 @@ def settings(config: RunConfig, source: str) -> dict[str, dict[str, Any]]:
             **_rest(own["teacher"]),
             **_cell(config.model),
         },
-        "labels": changed(config.labels),
+        "labels": _rest(changed(config.labels), "mode"),  # streamed ones are the same
         "transition": _rest(own["transition"], "warm_start", "cell", "cell_depth") | cell,
         "dmt": _rest(own["dmt"]) | {"readout": config.experimental.readout},
         "finetune": unroll,

@@ -15,11 +15,11 @@ import ray
 from smt_ray.cluster.resources import resolved, there
 from smt_ray.cluster.session import connect, preflight
 from smt_ray.config import Precision, RunConfig
-from smt_ray.data.shards import DTYPES
 from smt_ray.data.storage import Location
 from smt_ray.data.weights import write_weights
-from smt_ray.labels.factory import SHARD_BYTES, write_labels
-from smt_ray.pipeline.run import Run, Stages
+from smt_ray.labels.factory import write_labels
+from smt_ray.pipeline.building import Stages
+from smt_ray.pipeline.run import Run
 from smt_ray.studies.flops import networks, sequence_flops, validation_flops
 from smt_ray.studies.measurements import Measurement, Point, training_times
 from smt_ray.studies.peak import matmul_rate
@@ -29,13 +29,14 @@ from smt_ray.train.metrics import read_metrics
 from smt_ray.train.programs import (
     BpttProgram,
     DmtProgram,
+    StoredLabels,
     TeacherProgram,
     TransitionProgram,
 )
 from smt_ray.train.trainer import fit
 
-BLOCKS = 2
-"""Blocks of label rows that each gang makes, at least: they are dealt out whole."""
+BATCHES = 4
+"""Batches that each gang encodes, at least."""
 
 
 class Throughput:
@@ -96,7 +97,7 @@ class Throughput:
     @cached_property
     def stages(self) -> Stages:
         """The token shards, which real runs share."""
-        stages = Stages(Run.of(self._resolved(self.config)))
+        stages = Run.of(self._resolved(self.config)).stages()
         stages.tokens()
         counts = stages.made["tokens"].figures["sequences"]
         for plan in self.planned:
@@ -163,9 +164,10 @@ class Throughput:
             return TeacherProgram(config, tokens, self.vocabulary)
         if stage == "bptt":
             return BpttProgram(config, tokens, self.vocabulary)
+        labels = StoredLabels(self.labels, {})
         if stage == "transition":
-            return TransitionProgram(config, self.labels, {}, self.teacher, self.vocabulary)
-        return DmtProgram(config, self.labels, {}, self.teacher, self.transition, self.vocabulary)
+            return TransitionProgram(config, labels, self.teacher, self.vocabulary)
+        return DmtProgram(config, labels, self.teacher, self.transition, self.vocabulary)
 
     def _training(self, plan: Measurement) -> Point:
         """Measure a trained stage."""
@@ -202,11 +204,8 @@ class Throughput:
     def _labels(self, plan: Measurement) -> Point:
         """Measure the label pipeline."""
         config, count = self._resolved(plan.config), plan.count
-        model, runtime = config.model, config.runtime
-        row_bytes = model.memory_tokens * model.width * DTYPES[config.labels.dtype].itemsize
-        block = SHARD_BYTES // (row_bytes * config.data.sequence_length * runtime.gang_batch)
-        batches = max(self.steps // 4, BLOCKS * max(1, block))
-        rows = count * batches * runtime.gang_batch
+        runtime = config.runtime
+        rows = count * max(self.steps // 4, BATCHES) * runtime.gang_batch
         location = self.scratch / plan.name
         location.delete_dir()
         train = self.stages.made["tokens"].figures["sequences"]["train"]

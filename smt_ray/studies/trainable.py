@@ -22,6 +22,7 @@ from smt_ray.cluster.interruption import Stopped
 from smt_ray.config import RunConfig, masked
 from smt_ray.data.storage import Location
 from smt_ray.pipeline import run as pipeline
+from smt_ray.pipeline.building import logger as building_logger
 from smt_ray.pipeline.locks import logger as locks_logger
 from smt_ray.studies.trials import Records, Trial, on_one_gpu
 from smt_ray.train.metrics import read_metrics
@@ -82,7 +83,7 @@ def _run(config: RunConfig, overwrite: bool) -> Iterator[str | dict[str, Any] | 
     None comes last of a pipeline that was asked to stop.
     """
     lines: queue.SimpleQueue[logging.LogRecord | None] = queue.SimpleQueue()
-    for source in (pipeline.logger, locks_logger):
+    for source in (building_logger, locks_logger):
         source.addHandler(QueueHandler(lines))
         source.setLevel(logging.INFO)
     with ThreadPoolExecutor(1) as pool:

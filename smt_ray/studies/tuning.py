@@ -20,9 +20,9 @@ from smt_ray.cluster.interruption import Stopped
 from smt_ray.cluster.local import usable_cpus
 from smt_ray.cluster.monitor import stop_trainings
 from smt_ray.cluster.refusals import explained
-from smt_ray.cluster.resources import cpus_needed, gpus_needed, here, resolved
+from smt_ray.cluster.resources import cpus_needed, gpus_needed, here, processes, resolved
 from smt_ray.cluster.session import check_storage, connect, preflight
-from smt_ray.config import RuntimeConfig, anonymous, leaves, masked, on_texts
+from smt_ray.config import RunConfig, anonymous, leaves, masked, on_texts
 from smt_ray.data.storage import Location
 from smt_ray.pipeline.artifacts import MANIFEST
 from smt_ray.pipeline.locks import locked
@@ -215,12 +215,12 @@ class Sweep:
             ValueError: if the cluster has no room for one.
         """
         asked = self.options.concurrent
-        runtime = resolved(self.run_config, here()).runtime
-        busy = runtime.processes * runtime.threads
+        own = resolved(self.run_config, here())
+        busy = processes(own) * own.runtime.threads
         connect(self.run_config, asked or max(1, usable_cpus() // busy))
         run = on_one_gpu(self.run_config)
         preflight(run)
-        room = slots(ray.cluster_resources(), run.runtime)
+        room = slots(ray.cluster_resources(), run)
         if asked > room:
             logger.info("concurrent=%d: the cluster has room for %d trials at once", asked, room)
         return min(asked or room, room)
@@ -284,8 +284,8 @@ def _stop() -> NoReturn:
 _SHARED = {"teacher": "teachers", "labels": "label sets"}
 
 
-def slots(resources: dict[str, float], runtime: RuntimeConfig) -> int:
+def slots(resources: dict[str, float], config: RunConfig) -> int:
     """Return how many runs fit on a cluster at once."""
-    fit = int(resources.get("CPU", 0)) // cpus_needed(runtime)
-    gpus = gpus_needed(runtime)
+    fit = int(resources.get("CPU", 0)) // cpus_needed(config)
+    gpus = gpus_needed(config)
     return min(fit, int(resources.get("GPU", 0)) // gpus) if gpus else fit

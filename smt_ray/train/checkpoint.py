@@ -8,10 +8,12 @@ read.
 import json
 from pathlib import Path
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from smt_ray.data.order import share
 from smt_ray.train.engine import MOMENTS, Engine
 
 State = dict[str, Tensor]
@@ -24,7 +26,7 @@ def save_checkpoint(engine: Engine, directory: Path, step: int, stream: State, l
         engine: the training engine.
         directory: where this rank's files go; the ranks' files have different names.
         step: optimizer steps done.
-        stream: this rank's state of the data stream, rows first.
+        stream: this rank's state of the data stream: tensors with its columns in dim 1.
         loss: validation loss.
     """
     rank, world = engine.rank, engine.world
@@ -39,7 +41,7 @@ def save_checkpoint(engine: Engine, directory: Path, step: int, stream: State, l
         stream = {name: value.cpu().contiguous() for name, value in stream.items()}
         save_file(stream, directory / f"stream-{rank:05d}.safetensors")
     if rank == 0:
-        state = {"format": 2, "step": step, "loss": loss, "world": world}
+        state = {"format": 3, "step": step, "loss": loss, "world": world}
         (directory / "state.json").write_text(json.dumps(state))
 
 
@@ -51,9 +53,10 @@ class Checkpoint:
         self.directory = directory
         state = json.loads((directory / "state.json").read_text())
         self.step: int = state["step"]
+        self.world: int = state["world"]
         # By number: an unfinished upload of more ranks may have left files in the same place.
-        self._ranks = [f"{rank:05d}.safetensors" for rank in range(state["world"])]
-        files = [safe_open(directory / f"weights-{rank}", "pt") for rank in self._ranks]
+        names = [f"weights-{rank:05d}.safetensors" for rank in range(self.world)]
+        files = [safe_open(directory / name, "pt") for name in names]
         self._where = {key: file for file in files for key in [*file.keys()]}
 
     def weights(self) -> State:
@@ -64,14 +67,27 @@ class Checkpoint:
             if key.startswith("weight/")
         }
 
-    def streams(self) -> list[State]:
-        """Return the ranks' stream states in rank order; empty if the stream has no state."""
-        states = []
-        for path in (self.directory / f"stream-{rank}" for rank in self._ranks):
-            if path.exists():
-                with safe_open(path, "pt") as file:
-                    states.append({key: file.get_tensor(key) for key in [*file.keys()]})
-        return states
+    def stream(self, global_batch: int, rank: int, world: int) -> State | None:
+        """Return the state of a rank's columns of the data stream, whoever had them; None of none.
+
+        Args:
+            global_batch: columns of all ranks.
+            rank: the rank that goes on.
+            world: the number of ranks that go on.
+        """
+        mine = share(global_batch, rank, world)
+        parts: dict[str, list[Tensor]] = {}
+        for other in range(self.world):
+            theirs = share(global_batch, other, self.world)
+            start, stop = max(mine.start, theirs.start), min(mine.stop, theirs.stop)
+            path = self.directory / f"stream-{other:05d}.safetensors"
+            if start >= stop or not path.exists():
+                continue
+            with safe_open(path, "pt") as file:
+                for key in [*file.keys()]:
+                    columns = slice(start - theirs.start, stop - theirs.start)
+                    parts.setdefault(key, []).append(file.get_slice(key)[:, columns])
+        return {key: torch.cat(found, dim=1) for key, found in parts.items()} or None
 
     def restore_optimizer(self, engine: Engine) -> None:
         """Set the moments and step counts; the optimizer must have allocated them (one step did).

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from smt_ray.config import RunConfig, RuntimeConfig, TrainConfig
-from smt_ray.data.reader import Batch, Stream
+from smt_ray.data.reader import Stream
+from smt_ray.data.rows import Batch
 from smt_ray.objectives.objective import Objective
 from smt_ray.train.checkpoint import State
 from smt_ray.train.host import Host
@@ -43,8 +44,8 @@ class Program(Protocol):
     def objective(self) -> Objective:
         """Build the objective with its initial weights."""
 
-    def stream(self, rank: int, world: int, saved: list[State]) -> Stream:
-        """Build a rank's training stream, from the ranks' saved states where there are any."""
+    def stream(self, rank: int, world: int, saved: State | None, step: int) -> Stream:
+        """Build a rank's training stream from `step` on, with the saved state of its columns."""
 
     def validation(self, rank: int, world: int) -> Stream:
         """Build a rank's validation stream."""
@@ -99,7 +100,8 @@ class Training:
             if saved:
                 objective.load_state_dict(saved.weights())
             self.stepper = Stepper(host.engine(objective, self.train))
-            self.stream = program.stream(rank, world, saved.streams() if saved else [])
+            kept = saved.stream(self.train.global_batch, rank, world) if saved else None
+            self.stream = program.stream(rank, world, kept, self.done)
             if saved:
                 self.stepper.restore(saved, self._batch(self.stream, self.done))
         self.held_out = program.validation(rank, world)

@@ -2,17 +2,16 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 
 from smt_ray.config import RunConfig, TrainConfig
 from smt_ray.data.curriculum import growing
-from smt_ray.data.reader import Reader, Stream
-from smt_ray.data.shards import open_shards
+from smt_ray.data.reader import Rows, Stream, open_reader
 from smt_ray.data.storage import Location
 from smt_ray.data.weights import load_weights
-from smt_ray.data.windows import Windows, dealt
+from smt_ray.data.windows import Windows
 from smt_ray.objectives.bptt import Bptt
 from smt_ray.objectives.dmt import Dmt
 from smt_ray.objectives.objective import Objective
@@ -25,7 +24,7 @@ IN_FLIGHT = 8
 
 
 class _Program(ABC):
-    """What all stages share: they read training and validation shards in the same way."""
+    """What all stages share: they read training and validation rows in the same way."""
 
     config: RunConfig
     stage: str
@@ -36,16 +35,22 @@ class _Program(ABC):
         return self.config.stages()[self.stage]
 
     @abstractmethod
-    def reader(self, split: str, rank: int, world: int) -> Reader:
-        """Read a split's shards."""
+    def rows(self, split: str, rank: int, world: int) -> Rows:
+        """Return a rank's columns of a split's batches."""
 
-    def stream(self, rank: int, world: int, saved: list[State]) -> Stream:
-        """Read the training shards."""
-        return self.reader("train", rank, world)
+    def stream(self, rank: int, world: int, saved: State | None, step: int) -> Stream:
+        """Return the training rows as they come."""
+        return self.rows("train", rank, world)
 
     def validation(self, rank: int, world: int) -> Stream:
-        """Read the validation shards."""
-        return self.reader("validation", rank, world)
+        """Return the validation rows."""
+        return self.rows("validation", rank, world)
+
+    def windows(self, rows: Rows, saved: State | None, step: int, **settings: Any) -> Windows:
+        """Keep windows of `rows` in flight."""
+        train, length = self.train, self.config.data.sequence_length
+        own = {"factor": IN_FLIGHT, "seed": train.seed, "length": length, **settings}
+        return Windows(rows, **own, saved=saved, step=step)
 
 
 @dataclass(frozen=True)
@@ -54,21 +59,56 @@ class _OnTokens(_Program):
     tokens: Location
     vocabulary: int
 
-    def reader(self, split: str, rank: int, world: int) -> Reader:
+    def rows(self, split: str, rank: int, world: int) -> Rows:
         """Read a split's tokens."""
-        expected = {"sequence_length": self.config.data.sequence_length}
-        return _reader(self.tokens / split, "tokens", expected, self.train, rank, world)
+        train = self.train
+        return open_reader(
+            self.tokens / split,
+            "tokens",
+            {"sequence_length": self.config.data.sequence_length},
+            global_batch=train.global_batch,
+            seed=train.seed,
+            rank=rank,
+            world=world,
+        )
+
+
+class Labels(Protocol):
+    """Where labels come from: a store, or encoder gangs while they are needed."""
+
+    def rows(self, split: str, train: TrainConfig, rank: int, world: int) -> Rows:
+        """Return a rank's columns of a split's batches."""
+
+
+@dataclass(frozen=True)
+class StoredLabels(Labels):
+    """Label shards."""
+
+    location: Location
+    fields: dict[str, Any]
+    """What their manifests must say."""
+
+    def rows(self, split: str, train: TrainConfig, rank: int, world: int) -> Rows:
+        """Read a split's labels."""
+        return open_reader(
+            self.location / split,
+            "labels",
+            self.fields,
+            global_batch=train.global_batch,
+            seed=train.seed,
+            rank=rank,
+            world=world,
+        )
 
 
 @dataclass(frozen=True)
 class _OnLabels(_Program):
     config: RunConfig
-    labels: Location
-    label_fields: dict[str, Any]
+    labels: Labels
 
-    def reader(self, split: str, rank: int, world: int) -> Reader:
-        """Read a split's labels."""
-        return _reader(self.labels / split, "labels", self.label_fields, self.train, rank, world)
+    def rows(self, split: str, rank: int, world: int) -> Rows:
+        """Take a split's labels."""
+        return self.labels.rows(split, self.train, rank, world)
 
 
 @dataclass(frozen=True)
@@ -83,11 +123,11 @@ class TeacherProgram(_OnTokens):
         config = self.config
         return Teacher(config.model, config.loss, self.vocabulary, config.seed, dense=config.dense)
 
-    def stream(self, rank: int, world: int, saved: list[State]) -> Stream:
+    def stream(self, rank: int, world: int, saved: State | None, step: int) -> Stream:
         """Read the training tokens, short sequences first where a curriculum is asked for."""
         config, train = self.config, self.train
         return growing(
-            self.reader("train", rank, world),
+            self.rows("train", rank, world),
             config.data,
             config.teacher.curriculum,
             lambda step: step / train.steps,
@@ -113,22 +153,15 @@ class BpttProgram(_OnTokens):
             objective.rnn.load_state_dict(load_weights(self.start, "rnn."))
         return objective
 
-    def stream(self, rank: int, world: int, saved: list[State]) -> Stream:
+    def stream(self, rank: int, world: int, saved: State | None, step: int) -> Stream:
         """Read the training tokens; in mode `parallel`, keep windows of them in flight."""
         unroll, model = self.config.unroll, self.config.rnn_model
-        fresh = self.reader("train", rank, world)
+        fresh = self.rows("train", rank, world)
         if unroll.mode != "parallel":
             return fresh
         shape = model.memory_tokens, model.width
-        return Windows(
-            fresh,
-            factor=IN_FLIGHT,
-            visits=unroll.visits,
-            depth=unroll.span,
-            seed=self.train.seed,
-            shape=shape,
-            saved=dealt(saved, rank, world, IN_FLIGHT),
-        )
+        own = {"visits": unroll.visits, "depth": unroll.span, "shape": shape}
+        return self.windows(fresh, saved, step, **own)
 
 
 @dataclass(frozen=True)
@@ -167,34 +200,9 @@ class DmtProgram(_OnLabels):
         objective.teacher_readout.load_state_dict(decoder)
         return objective
 
-    def stream(self, rank: int, world: int, saved: list[State]) -> Stream:
+    def stream(self, rank: int, world: int, saved: State | None, step: int) -> Stream:
         """Read the training labels; in mode `parallel`, keep windows of them in flight."""
-        dmt, fresh = self.config.dmt, self.reader("train", rank, world)
+        dmt, fresh = self.config.dmt, self.rows("train", rank, world)
         if dmt.mode != "parallel":
             return fresh
-        return Windows(
-            fresh,
-            factor=IN_FLIGHT,
-            visits=dmt.visits,
-            depth=dmt.depth,
-            seed=self.train.seed,
-            saved=dealt(saved, rank, world, IN_FLIGHT),
-        )
-
-
-def _reader(
-    directory: Location,
-    kind: Any,
-    expected: dict[str, Any],
-    train: TrainConfig,
-    rank: int,
-    world: int,
-) -> Reader:
-    return Reader(
-        directory,
-        open_shards(directory, kind, **expected),
-        global_batch=train.global_batch,
-        seed=train.seed,
-        rank=rank,
-        world=world,
-    )
+        return self.windows(fresh, saved, step, visits=dmt.visits, depth=dmt.depth)

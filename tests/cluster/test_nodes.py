@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from smt_ray.data.shards import memory_to_tensor
+from smt_ray.data.rows import to_columns
+from smt_ray.data.shards import from_memory
 from tests.cluster.head import Head, launched, wait
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(5400)]
@@ -124,7 +125,8 @@ def labels(storage: Path, split: str) -> tuple[list[int], torch.Tensor]:
     (directory,) = found(storage, "labels", split)
     tables = [pq.read_table(file) for file in directory.glob("*.parquet")]
     table = pa.concat_tables(tables).sort_by("sequence_id")
-    memory = memory_to_tensor(table["memory"], K, D, "bfloat16")
+    columns = {name: value.copy() for name, value in to_columns(table).items()}
+    memory = from_memory(columns, K, D, "bfloat16")
     return table["sequence_id"].to_pylist(), memory.float()
 
 

@@ -26,7 +26,13 @@ from smt_ray.objectives.teacher import Teacher
 from smt_ray.objectives.transition import Transition
 from smt_ray.train.checkpoint import Checkpoint
 from smt_ray.train.loop import Program
-from smt_ray.train.programs import BpttProgram, DmtProgram, TeacherProgram, TransitionProgram
+from smt_ray.train.programs import (
+    BpttProgram,
+    DmtProgram,
+    StoredLabels,
+    TeacherProgram,
+    TransitionProgram,
+)
 from tests.dist.ranks import Runs, launch, train, train_plainly
 from tests.samples import MODEL, VOCABULARY, random_weights, rows, write
 
@@ -100,13 +106,15 @@ class Work:
 
     def transition(self, **changes):
         labels, teacher = (Location.of(self.place / name) for name in ("labels", "teacher"))
-        return TransitionProgram(self.config(**changes), labels, {}, teacher, VOCABULARY)
+        return TransitionProgram(
+            self.config(**changes), StoredLabels(labels, {}), teacher, VOCABULARY
+        )
 
     def dmt(self, **changes):
         names = ("labels", "teacher", "transition")
         labels, teacher, transition = (Location.of(self.place / name) for name in names)
         config = self.config(**changes)
-        return DmtProgram(config, labels, {}, teacher, transition, VOCABULARY)
+        return DmtProgram(config, StoredLabels(labels, {}), teacher, transition, VOCABULARY)
 
     def alike(self) -> dict[str, Program]:
         """Return the programs that come to the same however a batch is cut."""

@@ -25,7 +25,7 @@ from smt_ray.data.storage import Location
 from smt_ray.objectives.teacher import Teacher
 from smt_ray.objectives.transition import Transition
 from smt_ray.terminal import configure_logging
-from smt_ray.train.programs import DmtProgram
+from smt_ray.train.programs import DmtProgram, StoredLabels
 from smt_ray.train.trainer import fit
 from tests.samples import MODEL, VOCABULARY, random_weights, rows, write
 
@@ -48,8 +48,8 @@ class Program(DmtProgram):
 
     harm: str = ""
 
-    def stream(self, rank, world, saved):
-        stream = super().stream(rank, world, saved)
+    def stream(self, rank, world, saved, step):
+        stream = super().stream(rank, world, saved, step)
         return Harmed(stream, Path(self.harm), rank) if self.harm else stream
 
 
@@ -90,7 +90,7 @@ def program(place: Path, harm: str = "") -> Program:
     """Return the program on what `prepare` wrote to `place`."""
     names = ("labels", "teacher", "transition")
     labels, teacher, transition = (Location.of(place / name) for name in names)
-    return Program(CONFIG, labels, {}, teacher, transition, VOCABULARY, harm=harm)
+    return Program(CONFIG, StoredLabels(labels, {}), teacher, transition, VOCABULARY, harm=harm)
 
 
 def main(place: Path, address: str) -> int:

@@ -10,9 +10,12 @@ import torch
 from safetensors.torch import save_file
 
 from smt_ray.config import RuntimeConfig
+from smt_ray.data.shards import from_memory
 from smt_ray.data.storage import Location
 from smt_ray.labels.gang import EncoderSpec, Gang
+from smt_ray.labels.labeller import started
 from smt_ray.model.encoder import build_encoder
+from tests.ray.processes import titled
 from tests.samples import MODEL, VOCABULARY, random_weights
 
 pytestmark = pytest.mark.ray
@@ -20,15 +23,16 @@ pytestmark = pytest.mark.ray
 
 def test_a_gang_is_one_sharded_encoder_and_survives_a_hung_rank(ray_session, tmp_path):
     encoder = random_weights(build_encoder(MODEL, VOCABULARY))
-    weights = {f"encoder.{name}": value for name, value in encoder.state_dict().items()}
-    save_file(weights, tmp_path / "model.safetensors")
+    save(tmp_path, encoder)
     tokens = np.random.default_rng(0).integers(0, VOCABULARY, (5, 12))
     with torch.no_grad():
         alone = encoder(torch.from_numpy(tokens))
 
     spec = EncoderSpec(MODEL, VOCABULARY, Location.of(tmp_path), "float32", "float32")
     gang = Gang(spec, RuntimeConfig(device="cpu", gang_ranks=2), "gang")
-    torch.testing.assert_close(gang.encode(tokens), alone, atol=1e-5, rtol=0)
+    gang.start()
+    torch.testing.assert_close(encoded(gang, tokens), alone, atol=1e-5, rtol=0)
+    torch.testing.assert_close(encoded(gang, tokens[:1]), alone[:1], atol=1e-5, rtol=0)
 
     total = sum(parameter.numel() for parameter in encoder.parameters())
     held = on_ranks(gang, lambda rank: [p.ds_tensor.numel() for p in rank.engine.parameters()])
@@ -36,11 +40,46 @@ def test_a_gang_is_one_sharded_encoder_and_survives_a_hung_rank(ray_session, tmp
     whole = on_ranks(gang, lambda rank: [p.numel() for p in rank.engine.parameters()])
     assert not np.any(whole)
 
-    before, gang.timeout_s = gang.ranks, 2.0
+    before, build = gang.ranks, gang.build
     os.kill(on_ranks(gang, lambda _: os.getpid())[0], signal.SIGSTOP)
-    torch.testing.assert_close(gang.encode(tokens), alone, atol=1e-5, rtol=0)
+    with pytest.raises(ray.exceptions.GetTimeoutError):
+        ray.get(gang.encode(tokens), timeout=2)
+    gang.start()
+    assert build != gang.build
     assert set(gang.ranks).isdisjoint(before)
+    torch.testing.assert_close(encoded(gang, tokens), alone, atol=1e-5, rtol=0)
     gang.close()
+
+
+def test_gangs_that_hang_are_built_again_and_the_batch_is_tried_again(ray_session, tmp_path):
+    save(tmp_path, random_weights(build_encoder(MODEL, VOCABULARY)))
+    spec = EncoderSpec(MODEL, VOCABULARY, Location.of(tmp_path), "float32", "float32")
+    runtime = RuntimeConfig(device="cpu", gang_ranks=1, timeout_s=20.0, max_failures=1)
+    tokens = np.zeros((3, 5), np.uint8)
+    with started("run", spec, runtime, 0) as gangs:
+        before = gangs.encode(tokens)["memory"]
+        for rank in titled("ray::Rank"):
+            rank.send_signal(signal.SIGKILL)
+        assert np.array_equal(gangs.encode(tokens)["memory"], before)
+        assert sum(ray.get(gangs.meter.gangs.remote()).values()) == 1
+        (tmp_path / "model.safetensors").unlink()  # so that it cannot be built again
+        for rank in titled("ray::Rank"):
+            rank.send_signal(signal.SIGKILL)
+        rule = r"runtime.max-failures=1: a batch of 3 sequences failed 2 times in encoder gangs"
+        with pytest.raises(ValueError, match=rule):
+            gangs.encode(tokens)
+
+
+def save(directory, encoder):
+    weights = {f"encoder.{name}": value for name, value in encoder.state_dict().items()}
+    save_file(weights, directory / "model.safetensors")
+
+
+def encoded(gang, tokens):
+    """Return the memories of all ranks as numbers."""
+    parts = ray.get(gang.encode(tokens))
+    whole = np.concatenate([part["memory"] for part in parts])[: len(tokens)]
+    return from_memory({"memory": whole}, MODEL.memory_tokens, MODEL.width, "float32")
 
 
 def on_ranks(gang, call):

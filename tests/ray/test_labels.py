@@ -1,14 +1,11 @@
 """The stage `labels`: killed, gone on with while a rank is killed, and run once more."""
 
 import re
-import signal
 import threading
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -18,14 +15,18 @@ from pyarrow import fs
 from safetensors.torch import save, save_file
 
 from smt_ray.config import DataConfig, LabelConfig, RunConfig, RuntimeConfig, TaskConfig
-from smt_ray.data.shards import MANIFEST, memory_to_tensor, open_shards, verify_shards
+from smt_ray.data.manifest import MANIFEST, check_shards, open_manifest, verify_shards
+from smt_ray.data.rows import to_columns
+from smt_ray.data.shards import from_memory
 from smt_ray.data.source_plan import plan_source
 from smt_ray.data.storage import Location
 from smt_ray.data.tokens import write_tokens
 from smt_ray.labels import factory as labels
+from smt_ray.labels import parts
 from smt_ray.labels.gang import release
 from smt_ray.model.encoder import build_encoder
-from tests.samples import MODEL, VOCABULARY, random_weights, rows, write
+from tests.ray.processes import kill, titled
+from tests.samples import MODEL, VOCABULARY, random_weights, rows, tokens_of, write
 
 pytestmark = pytest.mark.ray
 
@@ -55,12 +56,12 @@ def encoder():
 
 
 def test_killed_label_runs_go_on_and_label_each_sequence_once(ray_session, root, monkeypatch):
-    monkeypatch.setattr(labels, "SHARD_BYTES", 1)  # a shard for every batch of the gang
+    monkeypatch.setattr(parts, "LEAST", 6)  # a shard for about every batch of the gang
     target = root / "labels"
     arguments = (CONFIG, root / "tokens", root / "teacher", "teacher0", VOCABULARY, target)
 
     def run():
-        labels.SHARD_BYTES = 1
+        parts.LEAST = 6
         return labels.write_labels(*arguments)
 
     driver = ray.remote(num_cpus=0, max_retries=0)(run).remote()
@@ -88,7 +89,7 @@ def test_killed_label_runs_go_on_and_label_each_sequence_once(ray_session, root,
     check_labels(root, "validation")
     assert kept <= shards(target)
     assert figures["labels"] == LENGTH * sum(
-        open_shards(target / split, "labels")["sequences"] for split in ROWS
+        open_manifest(target / split, "labels")["sequences"] for split in ROWS
     )
     assert figures["labels_per_s"] > 0
     assert figures["gang_rebuilds"] >= 2
@@ -117,19 +118,18 @@ def test_labels_keep_the_targets_of_examples(ray_session, root):
     weights = {f"encoder.{name}": value for name, value in network.state_dict().items()}
     (root / "teacher" / "model.safetensors").write_bytes(save(weights))
     labels.write_labels(config, examples, root / "teacher", "teacher0", 17, target)
-    tokens = read(examples / "train", open_shards(examples / "train", "tokens", targets=True))
-    found = read(target / "train", open_shards(target / "train", "labels", targets=True))
-    tokens, found = tokens.sort_by("sequence_id"), found.sort_by("sequence_id")
-    assert found.select(tokens.column_names).equals(tokens)
+    tokens = read(examples / "train", open_manifest(examples / "train", "tokens", targets=True))
+    found = read(target / "train", open_manifest(target / "train", "labels", targets=True))
+    assert found.select(tokens.column_names).equals(tokens)  # same rows, same order
     with torch.no_grad():
-        alone = network(torch.tensor(tokens["tokens"].to_pylist()))
-    memory = memory_to_tensor(found["memory"], MODEL.memory_tokens, MODEL.width, "bfloat16")
+        alone = network(torch.from_numpy(tokens_of(tokens, 17)))
+    memory = memories(found)
     torch.testing.assert_close(memory.float(), alone, atol=1e-5, rtol=2**-8)
     shard = (target / "train").files(".parquet")[0]
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(bytes(content))
-    open_shards(target / "train", "labels", targets=True)  # its footer is whole
+    check_shards(target / "train", open_manifest(target / "train", "labels"))
     with pytest.raises(ValueError, match=rf"^{shard}: the shard is damaged \(.*; delete {target} "):
         verify_shards(target / "train")
 
@@ -160,24 +160,30 @@ def without_restarts():
 def check_labels(root, split):
     """Compare every label with the encoder in one process, rounded to bf16."""
     directory = root / "labels" / split
-    manifest = open_shards(
+    manifest = open_manifest(
         directory, "labels", encoder="teacher0", vocabulary=VOCABULARY, dtype="bfloat16"
     )
-    found = read(directory, manifest).sort_by("sequence_id")
+    check_shards(directory, manifest)
+    found = read(directory, manifest)
     tokens = read(root / "tokens" / split, (root / "tokens" / split / MANIFEST).read_json())
     chosen = tokens.filter(
-        pa.array(labels.keep(tokens["sequence_id"].to_numpy(), CONFIG.labels.fraction))
-    ).sort_by("sequence_id")
+        pa.array(parts.keep(tokens["sequence_id"].to_numpy(), CONFIG.labels.fraction))
+    )
     assert 0.7 < len(chosen) / len(tokens) < 0.9
     assert found["sequence_id"].equals(chosen["sequence_id"])
     assert found["tokens"].equals(chosen["tokens"])
 
-    windows = torch.tensor(chosen["tokens"].to_pylist())
+    windows = torch.from_numpy(tokens_of(chosen))
     with torch.no_grad():
         alone = encoder()(windows[:, :-1])
-    memory = memory_to_tensor(found["memory"], MODEL.memory_tokens, MODEL.width, "bfloat16")
+    memory = memories(found)
     torch.testing.assert_close(memory.float(), alone, atol=1e-5, rtol=2**-8)
     assert (memory == alone.bfloat16()).float().mean() > 0.999
+
+
+def memories(table):
+    columns = {name: value.copy() for name, value in to_columns(table).items()}
+    return from_memory(columns, MODEL.memory_tokens, MODEL.width, "bfloat16")
 
 
 def read(directory, manifest):
@@ -191,12 +197,8 @@ def shards(target):
 
 def wait_for_shards(target, count):
     """Wait until as many training shards are written whole."""
-    while sum("pending" not in file.name for file in progress(target)) < count:
+    while len((target / "train").files(".parquet")) < count:
         time.sleep(0.02)
-
-
-def progress(target):
-    return (target / "progress" / "train").files(".parquet")
 
 
 def kill_one_of_each(target, written):
@@ -205,20 +207,3 @@ def kill_one_of_each(target, written):
     kill("ray::Rank")
     wait_for_shards(target, written + 6)
     kill("ray::Labeller")
-
-
-def kill(title):
-    """Kill the first process of that title."""
-    found = titled(title)
-    assert found, f"no process {title}"
-    found[0].send_signal(signal.SIGKILL)
-
-
-def titled(title):
-    """Return the living processes of this test's own Ray by the title that Ray gives them."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.NoSuchProcess):  # it has ended, though its parent may not know
-            if " ".join(process.cmdline()).startswith(title):
-                found.append(process)
-    return found

@@ -99,7 +99,7 @@ def test_a_ray_of_ones_own_keeps_to_itself(tmp_path):
         assert name in servers
     assert {ip.removeprefix("::ffff:") for ip, _ in everything} == {"127.0.0.1"}
     assert found["node"] == "127.0.0.1"
-    assert found["cpus"] == max(usable_cpus(), cpus_needed(CONFIG.runtime))
+    assert found["cpus"] == max(usable_cpus(), cpus_needed(CONFIG))
     ranks = {name: found["environment"].get(name) for name in LAUNCHER}
     assert (ranks["WORLD_SIZE"], ranks["MASTER_ADDR"]) == ("2", "127.0.0.1")
     assert ranks["TORCHELASTIC_USE_AGENT_STORE"] is None

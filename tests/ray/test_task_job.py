@@ -16,7 +16,7 @@ from smt_ray.objectives.teacher import Teacher
 from smt_ray.objectives.transition import Transition
 from smt_ray.pipeline import job
 from smt_ray.pipeline.artifacts import MANIFEST
-from smt_ray.pipeline.run import Run, Stages
+from smt_ray.pipeline.run import Run
 from smt_ray.report.table import entries
 from smt_ray.tasks import TASKS
 from smt_ray.tasks.compute import MODULUS
@@ -39,7 +39,7 @@ WORDS = (
 def prepare(config):
     """Make tokens, and leave random weights as the results of SMT."""
     run = Run.of(config)
-    Stages(run).tokens()
+    run.stages().tokens()
     vocabulary = TASKS["modular"].vocabulary(config.data.task)
     networks = {
         "teacher": Teacher(config.model, config.loss, vocabulary, 0),

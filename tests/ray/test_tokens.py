@@ -13,8 +13,8 @@ import torch
 
 from smt_ray.config import DataConfig, RunConfig, TaskConfig
 from smt_ray.data import pieces, sources
+from smt_ray.data.manifest import check_shards, open_manifest
 from smt_ray.data.reader import Reader
-from smt_ray.data.shards import open_shards
 from smt_ray.data.source_plan import plan_source
 from smt_ray.data.storage import Location
 from smt_ray.data.synthetic import BLOCK, block_seed
@@ -52,9 +52,11 @@ def test_two_runs_write_the_same_files(tmp_path, monkeypatch):
     covered = documents = 0
     for split in sources.SPLITS:
         manifests = [
-            open_shards(target / split, "tokens", sequence_length=16, vocabulary=256)
+            open_manifest(target / split, "tokens", sequence_length=16, vocabulary=256)
             for target in targets
         ]
+        for target, manifest in zip(targets, manifests, strict=True):
+            check_shards(target / split, manifest)
         assert manifests[0] == manifests[1]
         files = [(target / split).files(".parquet") for target in targets]
         assert [file.name for file in files[0]] == list(manifests[0]["shards"])
@@ -64,6 +66,9 @@ def test_two_runs_write_the_same_files(tmp_path, monkeypatch):
             tables.append(pq.read_table(one.path))
         rows = sum(map(len, tables))
         assert rows == manifests[0]["sequences"]
+        said = [(len(table), table["sequence_id"][0].as_py()) for table in tables]
+        listed = manifests[0]["shards"].values()
+        assert said == [(shard["rows"], shard["first_id"]) for shard in listed]
         every_id += [i for table in tables for i in table["sequence_id"].to_pylist()]
         covered += sum(np.sum(table["bytes"].to_numpy()) for table in tables)
         assert manifests[0]["bytes"] == sum(np.sum(table["bytes"].to_numpy()) for table in tables)
@@ -81,7 +86,7 @@ def test_examples_are_written_with_their_targets(tmp_path, monkeypatch):
     data = DataConfig(source="task:retrieval", sequence_length=16, task=task)
     target = Location.of(tmp_path / "task")
     write_tokens(plan_source(data), target)
-    manifest = open_shards(target / "train", "tokens", targets=True, vocabulary=17)
+    manifest = open_manifest(target / "train", "tokens", targets=True, vocabulary=17)
     assert (manifest["sequences"], manifest["tokenizer"]) == (2500, "numbers")
     assert len(manifest["shards"]) == 3
     assert "bytes" not in manifest
@@ -100,7 +105,7 @@ def test_examples_are_written_with_their_targets(tmp_path, monkeypatch):
     target = Location.of(tmp_path / "pixels")
     data = DataConfig(source="pixels:digits", sequence_length=64)
     write_tokens(plan_source(data), target)
-    manifest = open_shards(target / "validation", "tokens", targets=True, vocabulary=18)
+    manifest = open_manifest(target / "validation", "tokens", targets=True, vocabulary=18)
     assert (manifest["image"], manifest["bytes"]) == ([8, 8], 90 * 64)
     batch = Reader(target / "validation", manifest, global_batch=90, **settings).batch(0)
     assert torch.equal(batch["inputs"][:, 1:], batch["targets"][:, :-1])

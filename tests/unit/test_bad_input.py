@@ -18,7 +18,7 @@ from smt_ray.data.storage import Location
 from smt_ray.pipeline.artifacts import MANIFEST, Artifact
 from smt_ray.pipeline.locks import locked
 from smt_ray.pipeline.planning import label_bytes, label_bytes_to_write
-from smt_ray.pipeline.run import Run, Stages, run
+from smt_ray.pipeline.run import Run, run
 from smt_ray.pipeline.run_directory import check_same_run
 from tests.samples import MODEL, VOCABULARY, rows, write
 
@@ -158,7 +158,7 @@ def test_the_job_exits_with_2_and_starts_no_ray(config, tmp_path):
 @pytest.fixture
 def stages(config):
     """The stages of a run of which tokens, teacher and labels are there."""
-    stages = Stages(Run.of(config))
+    stages = Run.of(config).stages()
     for stage in ("tokens", "teacher", "labels"):
         manifest = {"figures": {"vocabulary": VOCABULARY}, "seconds": 0}
         place = stages.storage / "artifacts" / f"{stage}-made"

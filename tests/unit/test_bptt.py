@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from benchmarks.memory import RowsOf
 from smt_ray.config import UnrollConfig
 from smt_ray.data.reader import Stream
 from smt_ray.data.windows import Windows
@@ -116,7 +117,7 @@ def test_parallel_becomes_truncated_after_as_many_visits_as_a_sequence_has_parts
     parallel, batch = bptt(mode="parallel", span=span), make_batch()
     truncated = bptt(mode="truncated", span=span)
     windows = Windows(
-        Again(batch), factor=1, visits=1e12, depth=span, seed=0,
+        RowsOf(Again(batch)), factor=1, visits=1e12, depth=span, seed=0, length=L,
         shape=(MODEL.memory_tokens, MODEL.width),
     )  # fmt: skip
     expected = truncated.unroll(batch["inputs"])

@@ -15,15 +15,14 @@ import yaml
 from smt_ray.config import DataConfig, RunConfig
 from smt_ray.data import tokens
 from smt_ray.data.export import load_rnn, save_rnn
+from smt_ray.data.manifest import check_shards, open_manifest, verify_shards
 from smt_ray.data.reader import Reader
-from smt_ray.data.shards import open_shards
 from smt_ray.data.source_plan import plan_source
 from smt_ray.data.storage import Location
 from smt_ray.data.tokenizers import ByteTokenizer
 from smt_ray.data.weights import load_weights, write_weights
 from smt_ray.evaluation import evaluator as evaluate
 from smt_ray.evaluation.longer import joined_windows
-from smt_ray.labels import factory as labels
 from smt_ray.model.rnn import RNN
 from smt_ray.pipeline.artifacts import location_of, make, read_manifest
 from smt_ray.pipeline.run_directory import check_same_run
@@ -74,15 +73,14 @@ def test_a_shard_with_changed_bytes_is_named_wherever_it_is_read(tmp_path, model
     assert len(read(place, manifest)) == ROWS // 8
     shard = place / "001.parquet"
     flip(shard.path, middle(shard, 1), 8)  # of the tokens, which all read
-    open_shards(place, manifest["kind"])  # its footer is whole
+    check_shards(place, manifest)  # it is as long as it was
     said = refused(read, place, manifest)
     assert said.startswith(f"{shard}: the shard is damaged (")
     assert said.endswith(f"; delete {tmp_path / 'artifact'} and give the same command again")
     if model is None:
-        for windows in (joined_windows(place, manifest, 8, 8), evaluate._windows(place, manifest)):
+        for windows in (joined_windows(place, manifest, 8, 8), evaluate._windows(place)):
             assert refused(list, windows).startswith(f"{shard}: the shard is damaged (")
-    flip(shard.path, middle(shard, 0), 8)
-    assert refused(labels._ids, [shard]).startswith(f"{shard}: the shard is damaged (")
+    assert refused(verify_shards, place).startswith(f"{shard}: the shard is damaged (")
 
 
 def test_written_token_shards_have_checksums(tmp_path):
@@ -91,11 +89,12 @@ def test_written_token_shards_have_checksums(tmp_path):
     (tmp_path / "validation").mkdir()
     work = tokens.Work(plan.config, plan.tokenizer, Location.of(tmp_path))
     record = work._write(unit, plan.unit_fingerprints[unit.index])
-    ((name, rows),) = record.shards.items()
+    ((name, found),) = record.shards.items()
     shard = Location.of(tmp_path / "validation" / name)
-    assert len(labels._ids([shard])[0]) == rows
+    assert found["bytes"] == shard.size()
+    assert found["rows"] == pq.read_metadata(shard.path).num_rows
     flip(shard.path, middle(shard, 0), 8)
-    assert refused(labels._ids, [shard]).startswith(f"{shard}: the shard is damaged (")
+    assert refused(verify_shards, shard.parent).startswith(f"{shard}: the shard is damaged (")
 
 
 def test_a_manifest_that_was_cut_is_named(tmp_path):
@@ -104,7 +103,7 @@ def test_a_manifest_that_was_cut_is_named(tmp_path):
     file = place / "manifest.json"
     for content in (file.read_bytes()[:-20], b"[]", b'{"kind": "tokens"}', b"\xff"):
         file.write_bytes(content)
-        said = refused(open_shards, place, "tokens")
+        said = refused(open_manifest, place, "tokens")
         assert re.match(rf"{file}: .*; delete {tmp_path / 'artifact'} and give the same co", said)
 
 

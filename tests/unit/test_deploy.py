@@ -162,8 +162,8 @@ def test_the_command_line_takes_the_entrypoint_and_the_workers_hold_it():
         for kind in most:
             held = int(container["resources"]["limits"].get(kind, 0))
             most[kind] += held * group["maxReplicas"]
-    assert 0 < gpus_needed(run.runtime) <= most["nvidia.com/gpu"]
-    assert cpus_needed(run.runtime) <= most["cpu"]
+    assert 0 < gpus_needed(run) <= most["nvidia.com/gpu"]
+    assert cpus_needed(run) <= most["cpu"]
 
 
 def test_both_ways_to_submit_give_the_job_the_same_environment():

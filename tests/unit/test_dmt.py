@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from benchmarks.memory import RowsOf
 from smt_ray.config import DmtConfig, UnrollConfig
 from smt_ray.data.reader import Stream
 from smt_ray.data.windows import Windows
@@ -74,7 +75,7 @@ def test_a_visit_rolls_on_for_depth_timesteps_from_every_state_kept(depth):
     model = dmt(depth=depth).requires_grad_(False)
     batch = make_batch()
     exact = {**batch, "memory": batch["memory"].float()}
-    windows = Windows(Repeated(exact), factor=1, visits=1e12, depth=depth, seed=0)
+    windows = Windows(RowsOf(Repeated(exact)), factor=1, visits=1e12, depth=depth, seed=0, length=L)
     for step in range(2):
         found = model(windows.batch(step))
         states = []
@@ -227,7 +228,7 @@ def test_windows_are_stale_by_the_change_of_the_weights_alone():
     model = dmt().requires_grad_(False)
     batch = make_batch()
     exact = {**batch, "memory": batch["memory"].float()}
-    windows = Windows(Repeated(exact), factor=2, visits=1e12, depth=1, seed=0)
+    windows = Windows(RowsOf(Repeated(exact)), factor=2, visits=1e12, depth=1, seed=0, length=L)
     assert model.probe(windows.probe())["drift/staleness"].tolist() == [0, 0]  # nothing to compare
     for step in range(8):
         windows.carry(step, model(windows.batch(step))["carry"])

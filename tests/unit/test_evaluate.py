@@ -20,7 +20,7 @@ from smt_ray.config import (
 )
 from smt_ray.data import sources
 from smt_ray.data.export import save_rnn
-from smt_ray.data.shards import MANIFEST
+from smt_ray.data.manifest import MANIFEST, write_manifest
 from smt_ray.data.source_plan import plan_source
 from smt_ray.data.storage import Location
 from smt_ray.evaluation.evaluator import score_run
@@ -64,20 +64,21 @@ def write_artifacts(config: RunConfig, root: Location) -> dict[str, Location]:
             "sequence_length": data.sequence_length,
             "vocabulary": tokenizer.vocabulary,
             "targets": data.kind != "text",
-            "shards": {},
         }
+        shards: dict[str, dict[str, int]] = {}
         for unit in plan.split(split):
             packer = sources.packer(unit, data, tokenizer)
             for table in packer.tables(sources.read(unit, data, tokenizer), 1024):
-                name = f"{len(manifest['shards'])}.parquet"
+                name = f"{len(shards):03d}.parquet"
                 pq.write_table(table, (place / name).path)
-                manifest["shards"][name] = len(table)
-        manifest["sequences"] = sum(manifest["shards"].values())
+                first, size = table["sequence_id"][0].as_py(), (place / name).size()
+                shards[name] = {"rows": len(table), "first_id": first, "bytes": size}
+        if data.kind != "task":
+            manifest["bytes"] = 0
         if data.kind == "pixels":
-            manifest["bytes"] = manifest["sequences"] * data.sequence_length
             images = sources.images_in(data)
             manifest["image"] = images.height, images.width
-        (place / MANIFEST).write_json(manifest)
+        write_manifest(place, manifest, shards)
     objectives: dict[str, Objective] = {
         "teacher": Teacher(MODEL, config.loss, tokenizer.vocabulary, 0),
         "transition": Transition(MODEL, tokenizer.vocabulary),

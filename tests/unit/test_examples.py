@@ -13,6 +13,7 @@ from smt_ray.config import DataConfig, TaskConfig
 from smt_ray.data import pieces, sources
 from smt_ray.data import synthetic as tasks
 from smt_ray.data.export import ExportedRNN, load_rnn, save_rnn
+from smt_ray.data.shards import from_column, target_type, token_type
 from smt_ray.data.source_plan import plan_source
 from smt_ray.data.storage import Location
 from smt_ray.data.tokenizers import NumberTokenizer, load_tokenizer
@@ -41,10 +42,18 @@ def columns(config: DataConfig, rows: int = 512) -> dict[str, dict[str, Any]]:
             packer = sources.packer(unit, plan.config, plan.tokenizer)
             tables += packer.tables(sources.read(unit, plan.config, plan.tokenizer), rows)
         assert max(map(len, tables)) <= rows
-        names = tables[0].column_names
+        kinds = token_type(plan.tokenizer.vocabulary), target_type(plan.tokenizer.vocabulary)
+        raw = dict(zip(("tokens", "targets"), kinds, strict=True))
         found[split] = {
-            name: np.concatenate([np.array(table[name].to_pylist()) for table in tables])
-            for name in names
+            name: np.concatenate(
+                [
+                    from_column(table[name], raw[name]).astype(int)
+                    if name in raw
+                    else table[name].to_numpy()
+                    for table in tables
+                ]
+            )
+            for name in tables[0].column_names
         }
     return found
 

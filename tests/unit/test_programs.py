@@ -11,7 +11,13 @@ from smt_ray.data.windows import Windows
 from smt_ray.objectives.bptt import Bptt
 from smt_ray.objectives.dmt import Dmt
 from smt_ray.objectives.teacher import Teacher
-from smt_ray.train.programs import BpttProgram, DmtProgram, TeacherProgram, TransitionProgram
+from smt_ray.train.programs import (
+    BpttProgram,
+    DmtProgram,
+    StoredLabels,
+    TeacherProgram,
+    TransitionProgram,
+)
 from tests.samples import MODEL, VOCABULARY, random_weights, rows, write
 
 L = 8
@@ -51,8 +57,8 @@ def test_the_baseline_is_fresh_and_the_same_every_time(tmp_path):
 def test_only_parallel_dmt_keeps_windows(tmp_path, mode):
     place = Location.of(tmp_path)
     write(place / "train", rows(16, L, MODEL), MODEL)
-    program = DmtProgram(config(mode), place, {}, place, place, VOCABULARY)
-    stream = program.stream(0, 1, [])
+    program = DmtProgram(config(mode), StoredLabels(place, {}), place, place, VOCABULARY)
+    stream = program.stream(0, 1, None, 0)
     assert isinstance(stream, Windows if mode == "parallel" else Reader)
     assert (stream.probe() is not None) == (mode == "parallel")
 
@@ -63,7 +69,7 @@ def test_a_curriculum_comes_before_the_whole_sequences_which_alone_are_validated
         write(place / split, rows(16, L))
     run = config().update({"teacher": {"steps": 4, "global_batch": 2, "curriculum": 2}})
     program = TeacherProgram(run, place, VOCABULARY)
-    objective, stream = program.objective(), program.stream(0, 1, [])
+    objective, stream = program.objective(), program.stream(0, 1, None, 0)
     for step, length in enumerate([L // 2, L // 2, L, L]):
         batch = stream.batch(step)
         assert batch["inputs"].shape == (2, length)
@@ -77,7 +83,11 @@ def test_the_rnns_cell_begins_as_the_teachers_or_as_its_own_from_fresh_weights(t
     save_file(teacher.state_dict(), tmp_path / "model.safetensors")
 
     def cell(run):
-        return TransitionProgram(run, place, {}, place, VOCABULARY).objective().state_dict()
+        return (
+            TransitionProgram(run, StoredLabels(place, {}), place, VOCABULARY)
+            .objective()
+            .state_dict()
+        )
 
     warm, expected = cell(run), teacher.cell.state_dict()
     assert all(torch.equal(warm[f"cell.{name}"], expected[name]) for name in expected)

@@ -5,12 +5,14 @@ import pytest
 import torch
 
 from smt_ray.data.reader import Reader
-from smt_ray.data.shards import memory_to_tensor
+from smt_ray.data.rows import to_columns
+from smt_ray.data.shards import from_memory
 from smt_ray.data.storage import Location
-from tests.samples import MODEL, rows, write
+from tests.samples import MODEL, rows, tokens_of, write
 
 ROWS, L, BATCH, LANES = 107, 6, 8, 4
 STEPS = ROWS // BATCH
+ALL = np.arange(BATCH)
 LAYOUTS = [(1, 1000), (1, 10), (5, 3), (13, 1)]
 
 
@@ -19,20 +21,13 @@ def table(request):
     return rows(ROWS, L, request.param), request.param
 
 
-@pytest.fixture(autouse=True)
-def small_chunks(monkeypatch):
-    """Shuffle chunks of 10 rows, so that an epoch has several."""
-    monkeypatch.setattr("smt_ray.data.reader.row_group_rows", lambda row_bytes: 10)
-
-
 def reader(place, table, layout=(3, 7), rank=0, world=1, seed=0, directory="shards"):
     """Return a reader of the rows in a layout of (files, rows of a group), in random file order."""
     data, model = table
     directory = Location.of(place / f"{directory}-{layout[0]}-{layout[1]}")
     manifest = write(directory, data, model, files=layout[0], group=layout[1])
-    return Reader(
-        directory, manifest, global_batch=BATCH, lanes=LANES, seed=seed, rank=rank, world=world
-    )
+    own = {"global_batch": BATCH, "lanes": LANES, "seed": seed, "chunk": 10}
+    return Reader(directory, manifest, **own, rank=rank, world=world)
 
 
 def ids(batch):
@@ -41,7 +36,7 @@ def ids(batch):
 
 def test_every_row_comes_once_an_epoch_but_the_last_partial_batch(tmp_path, table):
     reading = reader(tmp_path, table)
-    assert reading.steps_per_epoch == STEPS
+    assert reading.order.steps_per_epoch == STEPS
     epochs = []
     for epoch in range(3):
         found = [i for step in range(STEPS) for i in ids(reading.batch(epoch * STEPS + step))]
@@ -57,7 +52,7 @@ def test_columns_are_the_rows_own(tmp_path, table):
     data, model = table
     batch = reader(tmp_path, table).batch(4)
     at = np.array(ids(batch))
-    tokens = np.stack(data["tokens"].to_numpy(zero_copy_only=False))
+    tokens = tokens_of(data)
     assert torch.equal(batch["inputs"], torch.from_numpy(tokens[at, :-1]).long())
     assert torch.equal(batch["targets"], torch.from_numpy(tokens[at, 1:]).long())
     if model is None:
@@ -65,7 +60,7 @@ def test_columns_are_the_rows_own(tmp_path, table):
         assert batch["bytes"].tolist() == [L] * BATCH
     else:
         assert set(batch) == {"sequence_id", "inputs", "targets", "memory"}
-        whole = memory_to_tensor(data["memory"], model.memory_tokens, model.width, "float32")
+        whole = from_memory(to_columns(data), model.memory_tokens, model.width, "float32")
         assert torch.equal(batch["memory"], whole[at])
 
 
@@ -110,24 +105,46 @@ def test_the_seed_decides_the_order(tmp_path, table):
 def test_a_rank_reads_few_row_groups(tmp_path, table):
     """Lanes walk through chunks, so successive batches come from the same few groups."""
     reading = reader(tmp_path, table, layout=(1, 10))
-    first_five = {tuple(place[:2]) for step in range(5) for place in reading.plan(step).tolist()}
+    first_five = {row // 10 for step in range(5) for row in reading.order.at(step, ALL).tolist()}
     assert len(first_five) <= 2 * LANES
     list(map(reading.batch, range(STEPS)))
-    assert len(reading._groups) <= 2 * LANES + 2
+    assert len(reading.groups.held) <= 2 * LANES + 2
     half = reader(tmp_path, table, layout=(1, 10), rank=1, world=2)
     list(map(half.batch, range(STEPS)))
-    assert len(half._groups) <= LANES + 2
+    assert len(half.groups.held) <= LANES + 2
 
 
-def test_a_row_is_one_of_its_batch(tmp_path, table):
+def test_a_rank_opens_the_shards_that_it_reads_alone(tmp_path, monkeypatch):
+    """What a start costs does not grow with the shards."""
+    opened = []
+    whole = Location.open
+
+    def noted(file):
+        opened.append(file)
+        return whole(file)
+
+    monkeypatch.setattr(Location, "open", noted)
+    counts = []
+    for files in (8, 64):
+        reading = reader(tmp_path, (rows(64 * 32, L), None), layout=(files, 10))
+        place = reading.shards.directory
+        assert str(place) not in {str(file.parent) for file in opened}
+        reading.batch(0)
+        counts.append(len({file.name for file in opened if file.parent == place}))
+    assert max(counts) <= BATCH * 3, counts  # of the batch, and of two that are read ahead
+
+
+def test_rows_are_followed_in_any_order(tmp_path, table):
+    alone = reader(tmp_path, table)
     for world in (1, 4):
         ranks = [reader(tmp_path, table, rank=rank, world=world) for rank in range(world)]
-        for step in (0, STEPS + 2):
-            for rank in ranks:
-                batch = rank.batch(step)
-                for column in range(BATCH // world):
-                    row = rank.row(step, column)
-                    assert all(torch.equal(row[name], batch[name][column]) for name in batch)
+        for rank in ranks:
+            steps = np.array([5, 0, STEPS + 2, 0, 5])
+            columns = rank.columns[np.array([0, 1, 0, 0, 1])]
+            (found,) = rank.follow([(steps, columns)])
+            for number, (step, column) in enumerate(zip(steps, columns, strict=True)):
+                batch = alone.batch(int(step))
+                assert all(torch.equal(found[k][number], batch[k][int(column)]) for k in batch)
 
 
 def test_too_few_rows_are_refused_in_one_line(tmp_path):

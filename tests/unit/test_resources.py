@@ -5,8 +5,8 @@ from math import gcd
 
 import pytest
 
-from smt_ray.cluster.resources import cpus_needed, gpus_needed, here, resolved
-from smt_ray.config import RunConfig, leaves
+from smt_ray.cluster.resources import cpus_needed, gpus_needed, here, processes, resolved
+from smt_ray.config import LabelConfig, RunConfig, RuntimeConfig, leaves
 from smt_ray.config.presets import PRESETS, preset
 from smt_ray.pipeline.recipes import on_source
 from smt_ray.pipeline.stages import fingerprints
@@ -127,11 +127,22 @@ def test_any_workers_that_divide_every_batch_are_taken(name):
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_a_resolved_run_says_what_it_takes(name):
     for resources in MACHINES:
-        runtime = resolved(preset(name), resources).runtime
-        assert gpus_needed(runtime) == (runtime.processes if resources.get("GPU") else 0)
-        assert gpus_needed(runtime) <= resources.get("GPU", 0)
-        assert cpus_needed(runtime) == runtime.processes * runtime.threads + 2
-        assert resolved(resolved(preset(name), resources), LAPTOP).runtime == runtime
+        run = resolved(preset(name), resources)
+        runtime = run.runtime
+        gangs = runtime.gangs * runtime.rank_count
+        assert processes(run) == max(runtime.worker_count, gangs)
+        assert gpus_needed(run) == (processes(run) if resources.get("GPU") else 0)
+        assert gpus_needed(run) <= resources.get("GPU", 0)
+        assert cpus_needed(run) == processes(run) * runtime.threads + 2
+        assert resolved(run, LAPTOP).runtime == runtime
+
+
+def test_streamed_labels_need_gangs_and_workers_at_once():
+    runtime = RuntimeConfig(device="gpu", workers=4, gangs=2, gang_ranks=3, threads=2)
+    run = RunConfig(runtime=runtime, labels=LabelConfig(mode="stream"))
+    assert (processes(run), gpus_needed(run), cpus_needed(run)) == (10, 10, 22)
+    with pytest.raises(ValueError, match=r"^labels.fraction=0.5: must be 1 when labels.mode=str"):
+        run.override("labels.fraction", 0.5)
 
 
 def test_this_machine_is_looked_at():
@@ -144,6 +155,6 @@ def test_this_machine_is_looked_at():
 def test_nothing_is_known_before_it_is_resolved():
     runtime = RunConfig().runtime
     assert not runtime.resolved
-    for name in ("gpu", "worker_count", "rank_count", "processes"):
+    for name in ("gpu", "worker_count", "rank_count"):
         with pytest.raises(AssertionError):
             getattr(runtime, name)

@@ -52,7 +52,7 @@ def test_the_flags_that_are_named_fit(preset, gpus):
     (flags,) = re.findall(r"; give (--.*), or ", said)
     smaller = run_of(f"{words} {flags}", gpus=gpus)
     check_room(smaller, {"CPU": ENOUGH, "GPU": gpus})
-    assert gpus / 2 < gpus_needed(smaller.runtime) <= gpus
+    assert gpus / 2 < gpus_needed(smaller) <= gpus
 
 
 @pytest.mark.parametrize("cpus", [3, 4, 6, 9])
@@ -76,9 +76,7 @@ def test_threads_are_counted():
 
 def test_cpus_for_no_run_at_all():
     run = run_of("", cpus=2)
-    assert refused(run, CPU=2).endswith(
-        f"has 2; start Ray with --num-cpus {cpus_needed(run.runtime)}"
-    )
+    assert refused(run, CPU=2).endswith(f"has 2; start Ray with --num-cpus {cpus_needed(run)}")
 
 
 def test_tokens_that_are_trained_on_are_those_of_all_steps():

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from smt_ray.config import RuntimeConfig
+from smt_ray.config import RunConfig, RuntimeConfig
 from smt_ray.data.storage import Location
 from smt_ray.pipeline.locks import locked
 from smt_ray.report.ranking import Entry, Status
@@ -147,7 +147,7 @@ def test_resume_needs_a_name_and_a_sweep(tmp_path):
 )
 def test_slots_are_what_cpus_and_gpus_have_room_for(resources, runtime, expected):
     runtime = runtime if runtime.device == "gpu" else replace(runtime, device="cpu")
-    assert slots(resources, runtime) == expected
+    assert slots(resources, RunConfig(runtime=runtime)) == expected
 
 
 def test_optuna_learns_from_trials_of_before_and_of_now(tmp_path):

@@ -2,11 +2,14 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 
+from benchmarks.memory import RowsOf
+from smt_ray.data.order import share
 from smt_ray.data.reader import Stream
-from smt_ray.data.windows import Windows, dealt
+from smt_ray.data.windows import Windows
 from smt_ray.model.cells import build_cell
 from smt_ray.objectives.objective import apply_cell, previous
 from tests.samples import MODEL, VOCABULARY, random_weights
@@ -20,7 +23,7 @@ class Labels(Stream):
 
     def __init__(self, size=B, length=L, shape=(K, D), start=0, rank=0, world=1):
         self.size, self.length, self.shape, self.start = size, length, shape, start
-        self.columns = range(size)[rank * size // world : (rank + 1) * size // world]
+        self.columns = np.arange(size)[share(size, rank, world)]
 
     def made(self, number):
         random = torch.Generator().manual_seed(number)
@@ -31,15 +34,23 @@ class Labels(Stream):
         }
 
     def batch(self, step):
-        made = [self.made(self.start + step * self.size + n) for n in self.columns]
+        made = [self.made(self.start + step * self.size + n) for n in self.columns.tolist()]
         return {name: torch.stack([row[name] for row in made]) for name in made[0]}
 
 
 CELL = random_weights(build_cell(MODEL, VOCABULARY)).requires_grad_(False)
 
 
-def pool(fresh, visits=3.0, saved=None):
-    return Windows(fresh, factor=FACTOR, visits=visits, depth=1, seed=0, saved=saved)
+def rows_of(labels):
+    """Return the rows of labels, in the columns of the global batch that they are of."""
+    rows = RowsOf(labels)
+    rows.columns = labels.columns
+    return rows
+
+
+def pool(fresh, visits=3.0, saved=None, step=0):
+    own = {"visits": visits, "depth": 1, "seed": 0, "length": L}
+    return Windows(rows_of(fresh), factor=FACTOR, **own, saved=saved, step=step)
 
 
 def visit(windows, step):
@@ -72,26 +83,27 @@ def test_windows_take_turns_and_each_column_has_fresh_ones_in_order():
     held = [list(range(turn * B, turn * B + B)) for turn in range(FACTOR)]
     fresh = [itertools.count(FACTOR * B + column, B) for column in range(B)]
     for step in range(60):
-        turn, before = step % FACTOR, windows.pool["age"].clone()
+        turn, before = step % FACTOR, windows.schedule.age.copy()
         batch = visit(windows, step)
         assert batch["sequence_id"].tolist() == held[turn]
-        assert torch.equal(batch["age"], before[turn * B : turn * B + B])
+        assert batch["age"].tolist() == before[turn].tolist()
         for row in range(B):
-            place = turn * B + row
-            if int(windows.pool["age"][place]) == 0:
+            place = turn, row
+            if windows.schedule.age[place] == 0:
                 held[turn][row] = next(fresh[row])
                 new = labels.made(held[turn][row])
                 assert torch.equal(windows.pool["inputs"][place], new["inputs"])
                 assert torch.equal(windows.pool["state"][place], previous(new["memory"][None])[0])
             else:
-                assert int(windows.pool["age"][place]) == int(batch["age"][row]) + 1
-    assert windows.state()["taken"].tolist() == [next(column) // B for column in fresh]
+                assert windows.schedule.age[place] == int(batch["age"][row]) + 1
+    assert windows.state()["taken"].tolist() == [[next(column) // B for column in fresh]]
 
 
 @pytest.mark.parametrize("visits", [2.0, 12.0])
 def test_a_visit_is_the_last_by_a_chance_of_one_in_visits(visits):
     labels = Labels(size=64, length=200, shape=(1, 1))
-    windows = Windows(labels, factor=2, visits=visits, depth=1, seed=0)
+    own = {"visits": visits, "depth": 1, "seed": 0, "length": 200}
+    windows = Windows(rows_of(labels), factor=2, **own)
     state, taken = torch.zeros(64, 200, 1, 1), windows.state()["taken"].sum().item()
     for step in range(200):
         windows.carry(step, state)
@@ -104,7 +116,7 @@ def test_a_window_retires_at_age_L():
     for step in range(3 * L * FACTOR):
         batch = visit(windows, step)
         assert batch["age"].eq(step // FACTOR % L).all()
-    assert windows.state()["taken"].tolist() == [(3 + 1) * FACTOR] * B
+    assert windows.state()["taken"].tolist() == [[(3 + 1) * FACTOR] * B]
 
 
 def test_a_probe_shows_the_same_windows_whenever_it_is_asked():
@@ -126,7 +138,8 @@ def test_a_saved_state_goes_on_as_if_nothing_happened():
     for step in range(17):
         visit(windows, step)
     saved = {name: value.clone() for name, value in windows.state().items()}
-    again = pool(Labels(), saved=dealt([saved], 0, 1, FACTOR))
+    assert saved.keys() == {"held", "age", "taken", "state"}, "tokens and labels are read again"
+    again = pool(Labels(), saved=saved, step=17)
     for step in range(17, 50):
         assert equal(visit(windows, step), visit(again, step))
     assert equal(windows.state(), again.state())
@@ -138,19 +151,26 @@ def joined(ranks, step):
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 4), (4, 4)])
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 4), (4, 4), (1, 3), (3, 2)])
 def test_another_number_of_ranks_goes_on_with_the_same_windows_in_the_same_order(before, after):
-    def ranks(world, saved=()):
+    def ranks(world, saved=None, step=0):
         return [
-            pool(Labels(rank=r, world=world), saved=dealt([*saved], r, world, FACTOR))
+            pool(Labels(rank=r, world=world), saved=of_rank(saved, r, world), step=step)
             for r in range(world)
         ]
+
+    def of_rank(saved, rank, world):
+        if saved is None:
+            return None
+        return {name: value[:, share(B, rank, world)] for name, value in saved.items()}
 
     alone, together = ranks(1), ranks(before)
     for step in range(17):
         assert equal(joined(together, step), joined(alone, step))
-    together = ranks(after, [windows.state() for windows in together])
+    states = [windows.state() for windows in together]
+    saved = {name: torch.cat([state[name] for state in states], 1) for name in states[0]}
+    together = ranks(after, saved, 17)
     for step in range(17, 60):
         assert equal(joined(together, step), joined(alone, step))
-    taken = torch.cat([windows.state()["taken"] for windows in together])
+    taken = torch.cat([windows.state()["taken"] for windows in together], 1)
     assert torch.equal(taken, alone[0].state()["taken"])

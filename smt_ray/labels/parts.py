@@ -1,0 +1,105 @@
+"""Label shards as images of token shards: which rows each holds is arithmetic, not a list of ids.
+
+A label shard is the image of consecutive rows of one token shard: same rows, same order, its name
+derived from it. It appears whole or not at all, so what is done is what is there.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from smt_ray.data.manifest import Manifest, Shards
+from smt_ray.data.order import Integers
+from smt_ray.objectives.objective import hashed
+
+LARGEST = 512 << 20
+"""Bytes of a label shard at most: what an interruption can lose of a gang's work."""
+PARTS = 64
+"""Label shards of a split at least, where each then has `LEAST` rows."""
+LEAST = 128
+"""Rows of a label shard, about, that are not worth another one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Consecutive rows of a token shard, which become one label shard."""
+
+    shard: int
+    """Number of the token shard."""
+    first: int
+    """Its first row in that shard."""
+    rows: int
+    first_id: int
+    """Identity of its first row; those of the others follow."""
+    name: str
+    """Of the label shard."""
+
+    def chosen(self, fraction: float) -> NDArray[np.bool_]:
+        """Return which of its rows get labels."""
+        return keep(np.arange(self.first_id, self.first_id + self.rows), fraction)
+
+
+def parts(manifest: Manifest, row_bytes: int, fraction: float) -> Iterator[Part]:
+    """Yield the parts of a split in order.
+
+    Args:
+        manifest: that of the token shards.
+        row_bytes: bytes of a label row.
+        fraction: share of the rows that get labels.
+    """
+    size = part_rows(manifest["sequences"], row_bytes, fraction)
+    for number, name in enumerate(sorted(manifest["shards"])):
+        shard = manifest["shards"][name]
+        for index, first in enumerate(range(0, shard["rows"], size)):
+            rows = min(size, shard["rows"] - first)
+            own = f"{name.removesuffix('.parquet')}-{index:05d}.parquet"
+            yield Part(number, first, rows, shard["first_id"] + first, own)
+
+
+def part_rows(sequences: int, row_bytes: int, fraction: float) -> int:
+    """Return the token rows that one label shard is made of, a power of two."""
+    most = int(LARGEST / (row_bytes * fraction))
+    few = max(sequences // PARTS, int(LEAST / fraction))
+    return 1 << max(1, min(most, few)).bit_length() - 1
+
+
+def keep(ids: Integers, fraction: float) -> NDArray[np.bool_]:
+    """Return which sequences are among the labelled `fraction`: a hash of the identity decides.
+
+    Compared as integers: next to a float a hash is rounded, and a high one counts as 2^62.
+    """
+    return (hashed(torch.from_numpy(ids)) < int(fraction * 2.0**62)).numpy()
+
+
+def enough(manifest: Manifest, fraction: float, wanted: int) -> bool:
+    """Return whether at least `wanted` sequences get labels; stops counting when they do."""
+    found = 0
+    for part in parts(manifest, 1, fraction):
+        found += int(part.chosen(fraction).sum())
+        if found >= wanted:
+            return True
+    return False
+
+
+def listed(
+    shards: Shards, row_bytes: int, fraction: float, sizes: dict[str, int]
+) -> dict[str, dict[str, int]]:
+    """Return what a manifest says of the label shards that are there: `rows`, `first_id`, `bytes`.
+
+    Args:
+        shards: the token shards.
+        row_bytes: bytes of a label row.
+        fraction: share of the rows that get labels.
+        sizes: bytes of each label shard, by name.
+    """
+    return {
+        part.name: {
+            "rows": int(part.chosen(fraction).sum()),
+            "first_id": part.first_id,
+            "bytes": sizes[part.name],
+        }
+        for part in parts(shards.manifest, row_bytes, fraction)
+    }

@@ -1,0 +1,168 @@
+"""Labels that are made while they are trained on: gangs feed the trainer's workers, in its order.
+
+Every worker has a pipeline of its own. Ray Data plans the rows that the worker asks for next, reads
+their tokens and streams them through the gangs; nothing is written. Rows, order and number format
+are those of stored labels, so the losses are equal.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+from ray.data import DataContext, Datasource, ReadTask, TaskPoolStrategy
+from ray.data.block import BlockMetadata
+
+from smt_ray.config import RunConfig, TrainConfig
+from smt_ray.data.manifest import Manifest, Shards, open_manifest, schema_of
+from smt_ray.data.order import LANES, Order
+from smt_ray.data.reader import Asked, Reader, Rows
+from smt_ray.data.rows import Batch, RowGroups, to_batch, to_columns, to_table
+from smt_ray.data.shards import row_bytes, row_group_rows
+from smt_ray.data.storage import Location
+from smt_ray.labels.factory import label_fields, labelled
+from smt_ray.labels.gang import AT_ONCE
+from smt_ray.labels.labeller import Gangs
+
+
+@dataclass(frozen=True)
+class StreamedLabels:
+    """Labels from gangs that run beside the trainer."""
+
+    config: RunConfig
+    tokens: Location
+    encoder: str
+    """The teacher's fingerprint."""
+    gangs: Gangs
+
+    def rows(self, split: str, train: TrainConfig, rank: int, world: int) -> Rows:
+        """Return a rank's columns of a split's batches."""
+        directory = self.tokens / split
+        manifest = open_manifest(directory, "tokens")
+        fields = label_fields(self.config, self.encoder, manifest)
+        reader = Reader(
+            directory,
+            manifest,
+            global_batch=train.global_batch,
+            seed=train.seed,
+            rank=rank,
+            world=world,
+            chunk=row_group_rows(row_bytes(schema_of(fields))),
+        )
+        batch = self.config.runtime.gang_batch
+        return LabelStream(reader, fields, self.gangs, batch, held=split == "validation")
+
+
+class LabelStream(Rows):
+    """A rank's columns of global batches, labelled when they are asked for."""
+
+    def __init__(
+        self, reader: Reader, fields: Manifest, gangs: Gangs, batch: int, *, held: bool = False
+    ) -> None:
+        """Start nothing yet.
+
+        Args:
+            reader: tokens, in the order of stored labels.
+            fields: what a manifest of the labels would say.
+            gangs: who encodes.
+            batch: sequences that a gang encodes at once.
+            held: keep the batches; for few that are asked for again and again.
+        """
+        self.reader, self.fields, self.gangs, self.size = reader, fields, gangs, batch
+        self.columns = reader.columns
+        self._held: dict[int, Batch] | None = {} if held else None
+
+    def batch(self, step: int) -> Batch:
+        """Return this rank's share of global batch `step`; the steps after it are made ahead."""
+        if self._held is None:
+            return super().batch(step)
+        if step not in self._held:
+            self._held[step] = next(iter(self.follow([(step, self.columns)])))
+        return self._held[step]
+
+    def follow(self, asked: Iterable[Asked]) -> Iterator[Batch]:
+        """Yield a batch of the rows of each item of `asked`, encoded before it is needed."""
+        plan = _Plan(asked, self.reader.order, self.size)
+        work = _Work(self.reader.shards.directory, self.reader.manifest, self.fields, self.gangs)
+        context = DataContext.get_current().copy()
+        context.enable_progress_bars = False
+        context.execution_options.preserve_order = True
+        with DataContext.current(context):
+            rows = ray.data.read_datasource(plan, override_num_blocks=1)
+            made = rows.map_batches(
+                work,
+                batch_size=1,
+                batch_format="pyarrow",
+                num_cpus=0,
+                compute=TaskPoolStrategy(size=AT_ONCE),
+            )
+            for table in made.iter_batches(
+                batch_size=None, batch_format="pyarrow", prefetch_batches=1
+            ):
+                yield from self._split(table)
+
+    def _split(self, table: pa.Table) -> Iterator[Batch]:
+        """Yield the batches that a table of label rows holds one after the other."""
+        columns = to_columns(table)
+        stops = np.flatnonzero(np.diff(columns.pop("asked"), append=-1)) + 1
+        for start, stop in zip([0, *stops[:-1]], stops, strict=True):
+            own = {name: column[start:stop].copy() for name, column in columns.items()}
+            yield to_batch(own, self.fields)
+
+
+class _Plan(Datasource):
+    """The rows to label, `size` or a few more at a time, for ever: Ray Data takes what it needs."""
+
+    def __init__(self, asked: Iterable[Asked], order: Order, size: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.asked, self.order, self.size = asked, order, size
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        return None
+
+    def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
+        unknown = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
+        return [ReadTask(self._blocks, unknown)]
+
+    def _blocks(self) -> Iterator[pa.Table]:
+        """Yield one row a batch of a gang: the numbers of its rows, and which item asked each."""
+        rows: list[int] = []
+        items: list[int] = []
+        for number, (steps, columns) in enumerate(self.asked):
+            found = self.order.at(steps, columns).tolist()
+            rows += found
+            items += [number] * len(found)
+            if len(rows) >= self.size:
+                yield pa.table({"rows": [rows], "asked": [items]})
+                rows, items = [], []
+        if rows:
+            yield pa.table({"rows": [rows], "asked": [items]})
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What a task does: it reads the tokens of some rows, and asks a gang for their memories."""
+
+    directory: Location
+    manifest: Manifest
+    fields: Manifest
+    gangs: Gangs
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Label the rows of one block."""
+        (asked,) = block.to_pylist()
+        table = to_table(self._groups().take(np.array(asked["rows"])))
+        made = labelled(self.gangs, table, schema_of(self.fields), self.fields)
+        return made.append_column("asked", pa.array(asked["asked"]))
+
+    def _groups(self) -> RowGroups:
+        """Return what this process has read of the tokens: it may run other tasks later."""
+        key = str(self.directory)
+        if key not in _read:
+            _read[key] = RowGroups(Shards(self.directory, self.manifest), kept=2 * LANES + 2)
+        return _read[key]
+
+
+_read: dict[str, RowGroups] = {}

@@ -5,7 +5,7 @@ Shapes: N sequences, B batch, L inputs in a sequence.
 
 from collections.abc import Iterable, Iterator
 from functools import cached_property, lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from smt_ray.data import sources
 from smt_ray.data.curriculum import Drawn
 from smt_ray.data.reader import Asked, Rows, Stream
 from smt_ray.data.rows import Batch
+from smt_ray.data.shards import from_column, target_type, token_type
 from smt_ray.data.source_plan import plan_source
 from smt_ray.objectives.objective import hashed
 
@@ -92,13 +93,12 @@ class Corpus(Source):
             )
         ]
 
-        def column(name: str) -> NDArray[np.int32]:
-            flat = [table[name].combine_chunks().flatten().to_numpy() for table in tables]
-            return np.concatenate(flat).reshape(sum(map(len, tables)), -1)
+        def column(name: str, kind: np.dtype[Any]) -> NDArray[np.int32]:
+            return np.concatenate([from_column(table[name], kind) for table in tables]).astype("i4")
 
-        tokens = column("tokens")
+        tokens = column("tokens", token_type(self.vocabulary))
         if "targets" in tables[0].column_names:
-            return Sequences(tokens, column("targets"))
+            return Sequences(tokens, column("targets", target_type(self.vocabulary)))
         return Sequences(tokens[:, :length], tokens[:, 1:])
 
 

@@ -33,12 +33,11 @@ def joined_windows(
     ends = np.cumsum(groups)
     drawn = permuted(np.arange(min(count, ends[-1])), ends[-1], mixed(0, FACTOR))
     shard = np.searchsorted(ends, drawn, side="right")
-    first = reader.shards.starts[shard] + (drawn - (ends - groups)[shard]) * FACTOR
+    first = np.sort(reader.shards.starts[shard] + (drawn - (ends - groups)[shard]) * FACTOR)
     for start in range(0, len(first), rows):
-        chosen = np.sort(first[start : start + rows])
+        chosen = first[start : start + rows]
         batch = reader.read((chosen[:, None] + np.arange(FACTOR)).reshape(-1))
-        joined = {name: batch[name].view(len(chosen), -1) for name in ("inputs", "targets")}
-        yield {**joined, "bytes": batch["bytes"]}
+        yield {name: batch[name].view(len(chosen), -1) for name in ("inputs", "targets", "bytes")}
 
 
 def longer_task(data: DataConfig, count: int, rows: int) -> Iterator[Batch]:

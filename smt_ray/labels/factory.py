@@ -1,7 +1,7 @@
 """The stage `labels`: Ray Data streams token shards through encoder gangs into label shards.
 
-Each task makes some parts (`parts.py`): it reads their tokens, asks a gang for their memories, and
-publishes each label shard whole. Exactly once is a property of the files: what is missing is made.
+Each task makes some label shards (`label_shards.py`): it reads their tokens, asks a gang for their
+memories, and publishes each whole. What is missing is made, so each row is labelled once.
 Legend: L sequence.
 """
 
@@ -40,8 +40,8 @@ from smt_ray.data.shards import (
 )
 from smt_ray.data.storage import PART, Location
 from smt_ray.labels.gang import AT_ONCE, EncoderSpec
+from smt_ray.labels.label_shards import LabelShard, enough, label_shards, listed
 from smt_ray.labels.labeller import Gangs, started
-from smt_ray.labels.parts import Part, enough, listed, parts
 
 SPLITS = ("train", "validation")
 TASKS = 4096
@@ -115,7 +115,7 @@ def write_labels(
     unfinished = [split for split in splits if not (split.directory / MANIFEST).exists()]
     left = {split.directory.name: split.missing() for split in unfinished}
     labels = config.data.sequence_length * sum(
-        split.chosen(part) for split in unfinished for part in left[split.directory.name]
+        split.chosen(shard) for split in unfinished for shard in left[split.directory.name]
     )
     rate, rebuilds = 0.0, 0
     if labels:
@@ -162,21 +162,21 @@ class Split:
         return schema_of(self.fields)
 
     @property
-    def parts(self) -> Iterator[Part]:
-        """All its parts in order."""
-        return parts(self.manifest, row_bytes(self.schema), self.fraction)
+    def shards(self) -> Iterator[LabelShard]:
+        """All its label shards in order, made or not."""
+        return label_shards(self.manifest, row_bytes(self.schema), self.fraction)
 
-    def chosen(self, part: Part) -> int:
-        """Return how many of a part's rows get labels."""
-        return int(part.chosen(self.fraction).sum())
+    def chosen(self, shard: LabelShard) -> int:
+        """Return how many rows a label shard has."""
+        return int(shard.chosen(self.fraction).sum())
 
-    def missing(self) -> list[Part]:
-        """Return the parts whose label shard is not there; remove what was left half written."""
+    def missing(self) -> list[LabelShard]:
+        """Return the label shards that are not there; remove what was left half written."""
         there = self.directory.sizes()
         for name in there:
             if name.endswith(PART):
                 (self.directory / name).delete()
-        return [part for part in self.parts if part.name not in there]
+        return [shard for shard in self.shards if shard.name not in there]
 
     def finish(self) -> int:
         """Write the manifest, if it is not there; return the rows of all label shards."""
@@ -189,19 +189,19 @@ class Split:
         return int(manifest["sequences"])
 
 
-def _label(runtime: RuntimeConfig, gangs: Gangs, split: Split, missing: list[Part]) -> None:
-    """Make the missing parts of a split, in tasks that each have some consecutive ones."""
+def _label(runtime: RuntimeConfig, gangs: Gangs, split: Split, missing: list[LabelShard]) -> None:
+    """Make the missing label shards of a split, in tasks that each have some consecutive ones."""
     if not missing:
         return
     split.directory.make_dir()
     each = -(-len(missing) // TASKS)
     tasks = [missing[start : start + each] for start in range(0, len(missing), each)]
-    work = Work(gangs, split, runtime.gang_batch)
+    work = _Work(gangs, split, runtime.gang_batch)
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False  # without a terminal: 20 lines every 10 seconds
     with DataContext.current(context):
         rows = ray.data.from_items(
-            [{"parts": pickle.dumps(task)} for task in tasks], override_num_blocks=len(tasks)
+            [{"shards": pickle.dumps(task)} for task in tasks], override_num_blocks=len(tasks)
         )
         # A task waits for its gang most of the time: it asks for no CPU.
         in_flight = TaskPoolStrategy(size=AT_ONCE * runtime.gangs)
@@ -210,8 +210,8 @@ def _label(runtime: RuntimeConfig, gangs: Gangs, split: Split, missing: list[Par
 
 
 @dataclass(frozen=True)
-class Work:
-    """What a task does with its parts."""
+class _Work:
+    """What a task does with its label shards."""
 
     gangs: Gangs
     split: Split
@@ -219,20 +219,21 @@ class Work:
     """Sequences that a gang encodes at once."""
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Make the label shards of some parts; return how many rows they have."""
-        made = pickle.loads(row["parts"])
-        return {"rows": sum(self._make(part) for part in made)}
+        """Make some label shards; return how many rows they have."""
+        shards = pickle.loads(row["shards"])
+        return {"rows": sum(self._make(shard) for shard in shards)}
 
-    def _make(self, part: Part) -> int:
+    def _make(self, shard: LabelShard) -> int:
         split = self.split
-        table = Shards(split.tokens, split.manifest).table(part.shard, part.first, part.rows)
-        table = table.filter(pa.array(part.chosen(split.fraction)))
+        tokens = Shards(split.tokens, split.manifest)
+        table = tokens.table(shard.source, shard.first, shard.rows)
+        table = table.filter(pa.array(shard.chosen(split.fraction)))
         group = row_group_rows(row_bytes(split.schema))
         held: list[pa.Table] = []
         # Memories are as good as random: to compress them takes time and saves nothing.
         packing = {name: "NONE" if name == "memory" else "SNAPPY" for name in split.schema.names}
         with (
-            (split.directory / part.name).published() as file,
+            (split.directory / shard.name).published() as file,
             file.output() as sink,
             pq.ParquetWriter(sink, split.schema, compression=packing, **WRITTEN) as writer,
         ):

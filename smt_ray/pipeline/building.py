@@ -128,7 +128,7 @@ class Stages:
     def _on_labels(self, stage: str, program: Callable[[Labels], Program]) -> None:
         """Train on stored labels, or on those of gangs that run beside the trainer."""
         labels, config = self.made["labels"], self.config
-        if (labels.location / MANIFEST).exists():
+        if config.labels.mode == "store" or (labels.location / MANIFEST).exists():
             stored = StoredLabels(labels.location, self._label_fields())
             self._train(program(stored), self._check_labels)
             return

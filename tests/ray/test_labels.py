@@ -22,7 +22,7 @@ from smt_ray.data.source_plan import plan_source
 from smt_ray.data.storage import Location
 from smt_ray.data.tokens import write_tokens
 from smt_ray.labels import factory as labels
-from smt_ray.labels import parts
+from smt_ray.labels import label_shards
 from smt_ray.labels.gang import release
 from smt_ray.model.encoder import build_encoder
 from tests.ray.processes import kill, titled
@@ -56,12 +56,12 @@ def encoder():
 
 
 def test_killed_label_runs_go_on_and_label_each_sequence_once(ray_session, root, monkeypatch):
-    monkeypatch.setattr(parts, "LEAST", 6)  # a shard for about every batch of the gang
+    monkeypatch.setattr(label_shards, "LEAST", 6)  # a shard for about every batch of the gang
     target = root / "labels"
     arguments = (CONFIG, root / "tokens", root / "teacher", "teacher0", VOCABULARY, target)
 
     def run():
-        parts.LEAST = 6
+        label_shards.LEAST = 6
         return labels.write_labels(*arguments)
 
     driver = ray.remote(num_cpus=0, max_retries=0)(run).remote()
@@ -167,7 +167,7 @@ def check_labels(root, split):
     found = read(directory, manifest)
     tokens = read(root / "tokens" / split, (root / "tokens" / split / MANIFEST).read_json())
     chosen = tokens.filter(
-        pa.array(parts.keep(tokens["sequence_id"].to_numpy(), CONFIG.labels.fraction))
+        pa.array(label_shards.keep(tokens["sequence_id"].to_numpy(), CONFIG.labels.fraction))
     )
     assert 0.7 < len(chosen) / len(tokens) < 0.9
     assert found["sequence_id"].equals(chosen["sequence_id"])

@@ -164,7 +164,7 @@ def stages(config):
         place = stages.storage / "artifacts" / f"{stage}-made"
         stages.made[stage] = Artifact(stage, f"{stage}-mark", place, manifest, True, False)
     for split in ("train", "validation"):
-        write(stages.made["tokens"].location / split, rows(32, LENGTH), sequences=32)
+        write(stages.made["tokens"].location / split, rows(32, LENGTH))
         labels = stages.made["labels"].location / split
         write(labels, rows(32, LENGTH, MODEL), MODEL, encoder="teacher-mark")
     return stages
@@ -173,19 +173,19 @@ def stages(config):
 def test_a_truncated_token_shard_is_named(stages):
     shard = Path((stages.made["tokens"].location / "validation" / "000.parquet").path)
     shard.write_bytes(shard.read_bytes()[:-20])
-    with pytest.raises(ValueError, match=f"^{shard}: the shard is truncated or not Parquet; del"):
+    with pytest.raises(ValueError, match=f"^{shard}: the shard is truncated or foreign .*; del"):
         stages.teacher()
 
 
 def test_a_foreign_token_shard_is_named(stages):
     place = stages.made["tokens"].location / "train" / "000.parquet"
     pq.write_table(pq.read_table(place.path).drop_columns(["bytes"]), place.path)
-    with pytest.raises(ValueError, match=f"^{place}: foreign shard with columns .*; remove it or"):
+    with pytest.raises(ValueError, match=f"^{place}: the shard is truncated or foreign .*; delete"):
         stages.teacher()
 
 
 def test_too_few_sequences_for_a_batch_are_named(stages):
-    write(stages.made["tokens"].location / "validation", rows(15, LENGTH), sequences=15)
+    write(stages.made["tokens"].location / "validation", rows(15, LENGTH))
     said = refused(stages.teacher)
     assert said.startswith("teacher.global-batch=16: the validation split has only 15 sequences; ")
 

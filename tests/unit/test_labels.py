@@ -7,7 +7,16 @@ import pytest
 
 from smt_ray.data.manifest import Shards
 from smt_ray.data.storage import Location
-from smt_ray.labels.parts import LARGEST, LEAST, PARTS, enough, keep, listed, part_rows, parts
+from smt_ray.labels.label_shards import (
+    FEWEST,
+    LARGEST,
+    LEAST,
+    enough,
+    keep,
+    label_shards,
+    listed,
+    shard_rows,
+)
 
 
 def test_at_fraction_one_every_sequence_is_kept():
@@ -37,7 +46,7 @@ def manifest(*rows):
 @pytest.mark.parametrize("row_bytes", [100, 1 << 20])
 def test_parts_are_the_rows_of_token_shards_in_order(row_bytes, fraction):
     tokens = manifest(70_001, 1, 4_096)
-    found = [*parts(tokens, row_bytes, fraction)]
+    found = [*label_shards(tokens, row_bytes, fraction)]
     names = [part.name for part in found]
     assert names == sorted({*names})
     ids = np.concatenate([np.arange(p.first_id, p.first_id + p.rows) for p in found])
@@ -53,10 +62,10 @@ def test_a_part_is_neither_too_large_nor_one_of_too_few():
     for sequences in (10, 1000, 10**6, 10**9):
         for row_bytes in (10**3, 10**6, 10**8, 10**10):
             for fraction in (1.0, 0.01):
-                rows = part_rows(sequences, row_bytes, fraction)
+                rows = shard_rows(sequences, row_bytes, fraction)
                 assert rows & (rows - 1) == 0, "a power of two, as batches are"
                 assert rows == 1 or rows * row_bytes * fraction <= LARGEST
-                few = max(sequences / PARTS, LEAST / fraction)
+                few = max(sequences / FEWEST, LEAST / fraction)
                 assert rows <= few, "an interruption loses little"
                 assert rows > min(few, LARGEST / (row_bytes * fraction)) / 2 or rows == 1
 

@@ -6,49 +6,49 @@ import pytest
 import torch
 
 from smt_ray.config import DataConfig
+from smt_ray.data.shards import to_column
 from smt_ray.data.storage import Location
 from smt_ray.data.synthetic import block_seed
 from smt_ray.evaluation.longer import FACTOR, joined_windows, longer_task
 from smt_ray.tasks import TASKS
-from tests.samples import write
+from tests.samples import rows, write
 
 L = 5
 
 
 @pytest.fixture
 def streams(tmp_path):
-    """Two streams of overlapping windows, of 10 and 7, in shards that cut through both."""
+    """Two streams of ten overlapping windows, a shard each."""
     random = np.random.default_rng(0)
     streams, windows, ids = [], [], []
-    for unit, count in enumerate((10, 7)):
-        stream = random.integers(0, 99, count * L + 1, dtype=np.int32)
+    for unit in range(2):
+        stream = random.integers(0, 99, 10 * L + 1, dtype=np.uint8)
         streams.append(stream)
-        windows += [stream[r * L : r * L + L + 1] for r in range(count)]
-        ids += [(unit << 32) + r for r in range(count)]
+        windows += [stream[r * L : r * L + L + 1] for r in range(10)]
+        ids += [(unit << 32) + r for r in range(10)]
     table = pa.table(
         {
             "sequence_id": np.array(ids),
-            "tokens": pa.FixedSizeListArray.from_arrays(np.concatenate(windows), L + 1),
-            "bytes": np.arange(17, dtype=np.int32),
+            "tokens": to_column(np.stack(windows)),
+            "bytes": np.arange(20, dtype=np.int32),
         }
     )
-    order = random.permutation(17)
     place = Location.of(tmp_path)
-    return streams, place, write(place, table.take(order), files=3, group=2)
+    return streams, place, write(place, table, files=2, group=2, vocabulary=99)
 
 
 def test_joined_windows_are_a_stretch_of_the_stream(streams):
     texts, place, manifest = streams
-    batches = list(joined_windows(place, manifest, count=99, rows=2))
-    assert [len(batch["inputs"]) for batch in batches] == [2, 1]
+    batches = list(joined_windows(place, manifest, count=99, rows=3))
+    assert [len(batch["inputs"]) for batch in batches] == [3, 1]
     inputs = torch.cat([batch["inputs"] for batch in batches]).tolist()
     targets = torch.cat([batch["targets"] for batch in batches]).tolist()
     size = FACTOR * L
-    starts = [(0, 0), (0, size), (1, 0)]  # what is left fills no group
+    starts = [(0, 0), (0, size), (1, 0), (1, size)]  # what is left fills no group
     assert inputs == [texts[u][s : s + size].tolist() for u, s in starts]
     assert targets == [texts[u][s + 1 : s + size + 1].tolist() for u, s in starts]
     units = torch.cat([batch["bytes"] for batch in batches]).sum(1)
-    assert units.tolist() == [0 + 1 + 2 + 3, 4 + 5 + 6 + 7, 10 + 11 + 12 + 13]
+    assert units.tolist() == [4 * first + 6 for first in (0, 4, 10, 14)]
 
 
 def test_as_many_as_are_asked_for(streams):
@@ -58,14 +58,7 @@ def test_as_many_as_are_asked_for(streams):
 
 
 def test_none_where_no_group_is_whole(tmp_path):
-    tokens = np.zeros((3, L + 1), np.int32)
-    table = pa.table(
-        {
-            "sequence_id": np.arange(3),
-            "tokens": pa.FixedSizeListArray.from_arrays(tokens.reshape(-1), L + 1),
-            "bytes": np.full(3, L, np.int32),
-        }
-    )
+    table = rows(3, L)
     place = Location.of(tmp_path)
     assert list(joined_windows(place, write(place, table), count=9, rows=9)) == []
 

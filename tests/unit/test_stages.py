@@ -204,7 +204,7 @@ def test_every_other_field_decides_something():
         "model.width": 96, "model.heads": 8, "loss.group": 8, "labels.fraction": 0.5,
         "transition.cell-depth": 2,
     }  # fmt: skip
-    plain = ("runtime.", "data.", "name", "preset", "storage")
+    plain = ("runtime.", "data.", "labels.mode", "name", "preset", "storage")
     other: Any
     for name, value in leaves(run).items():
         if name.startswith(plain):

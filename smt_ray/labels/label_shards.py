@@ -17,17 +17,17 @@ from smt_ray.objectives.objective import hashed
 
 LARGEST = 512 << 20
 """Bytes of a label shard at most: what an interruption can lose of a gang's work."""
-PARTS = 64
+FEWEST = 64
 """Label shards of a split at least, where each then has `LEAST` rows."""
 LEAST = 128
 """Rows of a label shard, about, that are not worth another one."""
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """Consecutive rows of a token shard, which become one label shard."""
+class LabelShard:
+    """The image of consecutive rows of a token shard."""
 
-    shard: int
+    source: int
     """Number of the token shard."""
     first: int
     """Its first row in that shard."""
@@ -35,34 +35,33 @@ class Part:
     first_id: int
     """Identity of its first row; those of the others follow."""
     name: str
-    """Of the label shard."""
 
     def chosen(self, fraction: float) -> NDArray[np.bool_]:
         """Return which of its rows get labels."""
         return keep(np.arange(self.first_id, self.first_id + self.rows), fraction)
 
 
-def parts(manifest: Manifest, row_bytes: int, fraction: float) -> Iterator[Part]:
-    """Yield the parts of a split in order.
+def label_shards(manifest: Manifest, row_bytes: int, fraction: float) -> Iterator[LabelShard]:
+    """Yield the label shards of a split in order, made or not.
 
     Args:
         manifest: that of the token shards.
         row_bytes: bytes of a label row.
         fraction: share of the rows that get labels.
     """
-    size = part_rows(manifest["sequences"], row_bytes, fraction)
+    size = shard_rows(manifest["sequences"], row_bytes, fraction)
     for number, name in enumerate(sorted(manifest["shards"])):
-        shard = manifest["shards"][name]
-        for index, first in enumerate(range(0, shard["rows"], size)):
-            rows = min(size, shard["rows"] - first)
+        tokens = manifest["shards"][name]
+        for index, first in enumerate(range(0, tokens["rows"], size)):
+            rows = min(size, tokens["rows"] - first)
             own = f"{name.removesuffix('.parquet')}-{index:05d}.parquet"
-            yield Part(number, first, rows, shard["first_id"] + first, own)
+            yield LabelShard(number, first, rows, tokens["first_id"] + first, own)
 
 
-def part_rows(sequences: int, row_bytes: int, fraction: float) -> int:
+def shard_rows(sequences: int, row_bytes: int, fraction: float) -> int:
     """Return the token rows that one label shard is made of, a power of two."""
     most = int(LARGEST / (row_bytes * fraction))
-    few = max(sequences // PARTS, int(LEAST / fraction))
+    few = max(sequences // FEWEST, int(LEAST / fraction))
     return 1 << max(1, min(most, few)).bit_length() - 1
 
 
@@ -77,8 +76,8 @@ def keep(ids: Integers, fraction: float) -> NDArray[np.bool_]:
 def enough(manifest: Manifest, fraction: float, wanted: int) -> bool:
     """Return whether at least `wanted` sequences get labels; stops counting when they do."""
     found = 0
-    for part in parts(manifest, 1, fraction):
-        found += int(part.chosen(fraction).sum())
+    for shard in label_shards(manifest, 1, fraction):
+        found += int(shard.chosen(fraction).sum())
         if found >= wanted:
             return True
     return False
@@ -96,10 +95,10 @@ def listed(
         sizes: bytes of each label shard, by name.
     """
     return {
-        part.name: {
-            "rows": int(part.chosen(fraction).sum()),
-            "first_id": part.first_id,
-            "bytes": sizes[part.name],
+        shard.name: {
+            "rows": int(shard.chosen(fraction).sum()),
+            "first_id": shard.first_id,
+            "bytes": sizes[shard.name],
         }
-        for part in parts(shards.manifest, row_bytes, fraction)
+        for shard in label_shards(shards.manifest, row_bytes, fraction)
     }

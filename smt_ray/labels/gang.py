@@ -151,15 +151,15 @@ class Gang:
         self.build, self.turn = uuid.uuid4().hex, 0
 
     def encode(self, tokens: NDArray[np.integer[Any]]) -> list[Any]:
-        """Return where the columns of the memories of `tokens` (N, L) will be, a part a rank.
+        """Return where the columns of the memories of `tokens` (N, L) will be, in parts.
 
-        Every rank takes part in every forward: where rows are fewer, it encodes zeros in vain.
+        Every rank takes part in every forward: one without rows encodes a zero in vain.
         """
-        count = len(self.ranks)
-        slices = [tokens[share(len(tokens), number, count)] for number in range(count)]
-        slices = [part if len(part) else np.zeros_like(tokens[:1]) for part in slices]
-        calls = zip(self.ranks, slices, strict=True)
-        found = [rank.encode.remote(self.turn, part) for rank, part in calls]
+        count, found = len(self.ranks), []
+        for number, rank in enumerate(self.ranks):
+            part = tokens[share(len(tokens), number, count)]
+            made = rank.encode.remote(self.turn, part if len(part) else np.zeros_like(tokens[:1]))
+            found += [made] if len(part) else []
         self.turn += 1
         return found
 

@@ -99,9 +99,7 @@ class Gangs:
         self.meter.end.remote(gang, tokens.size)
         if len(parts) == 1:
             return parts[0]
-        return {
-            name: np.concatenate([part[name] for part in parts])[: len(tokens)] for name in parts[0]
-        }
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _line(error: RayError) -> str:

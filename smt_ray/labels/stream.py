@@ -1,23 +1,24 @@
 """Labels that are made while they are trained on: gangs feed the trainer's workers, in its order.
 
-Every worker has a pipeline of its own. Ray Data plans the rows that the worker asks for next, reads
-their tokens and streams them through the gangs; nothing is written. Rows, order and number format
-are those of stored labels, so the losses are equal.
+Every worker has a pipeline of its own. Ray Data reads the tokens of the rows that the worker asks
+for next and streams them through the gangs; nothing is written. Rows, order and number format are
+those of stored labels, so the losses are equal.
 """
 
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray
-from ray.data import DataContext, Datasource, ReadTask, TaskPoolStrategy
-from ray.data.block import BlockMetadata
+from ray.data import DataContext, ExecutionResources, TaskPoolStrategy
 
 from smt_ray.config import RunConfig, TrainConfig
 from smt_ray.data.manifest import Manifest, Shards, open_manifest, schema_of
-from smt_ray.data.order import LANES, Order
+from smt_ray.data.order import LANES
 from smt_ray.data.reader import Asked, Reader, Rows
 from smt_ray.data.rows import Batch, RowGroups, to_batch, to_columns, to_table
 from smt_ray.data.shards import row_bytes, row_group_rows
@@ -25,6 +26,11 @@ from smt_ray.data.storage import Location
 from smt_ray.labels.factory import label_fields, labelled
 from smt_ray.labels.gang import AT_ONCE
 from smt_ray.labels.labeller import Gangs
+
+SEGMENT = 64
+"""Batches of one pipeline; the next one starts while the last of them are encoded."""
+ROOM = 12
+"""Batches for whose size a pipeline has room: it holds about a third of them in wait."""
 
 
 @dataclass(frozen=True)
@@ -84,24 +90,57 @@ class LabelStream(Rows):
 
     def follow(self, asked: Iterable[Asked]) -> Iterator[Batch]:
         """Yield a batch of the rows of each item of `asked`, encoded before it is needed."""
-        plan = _Plan(asked, self.reader.order, self.size)
+        groups = self._groups(asked)
+        with ThreadPoolExecutor(1) as ahead:
+            coming = self._start(groups)
+            while coming:
+                (count, tables), following = coming, None
+                for number, table in enumerate(tables, start=1):
+                    if number == max(1, count - AT_ONCE):  # its last batches are under way
+                        following = ahead.submit(self._start, groups)
+                    yield from self._split(table)
+                coming = following.result() if following else None
+
+    def _groups(self, asked: Iterable[Asked]) -> Iterator[dict[str, Any]]:
+        """Yield what a gang encodes at once: the numbers of rows, and which item asked for each."""
+        rows: list[int] = []
+        items: list[int] = []
+        for number, (steps, columns) in enumerate(asked):
+            found = self.reader.order.at(steps, columns).tolist()
+            rows += found
+            items += [number] * len(found)
+            if len(rows) >= self.size:
+                yield {"rows": rows, "asked": items}
+                rows, items = [], []
+        if rows:
+            yield {"rows": rows, "asked": items}
+
+    def _start(self, groups: Iterator[dict[str, Any]]) -> tuple[int, Iterator[pa.Table]] | None:
+        """Start a pipeline on the next groups, and wait for its first table; None of no group."""
+        segment = list(islice(groups, SEGMENT))
+        if not segment:
+            return None
         work = _Work(self.reader.shards.directory, self.reader.manifest, self.fields, self.gangs)
         context = DataContext.get_current().copy()
         context.enable_progress_bars = False
         context.execution_options.preserve_order = True
+        room = ROOM * self.size * row_bytes(schema_of(self.fields))
+        context.execution_options.resource_limits = ExecutionResources.for_limits(
+            object_store_memory=room
+        )
         with DataContext.current(context):
-            rows = ray.data.read_datasource(plan, override_num_blocks=1)
-            made = rows.map_batches(
+            planned = ray.data.from_items(segment, override_num_blocks=len(segment))
+            labelled = planned.map_batches(
                 work,
                 batch_size=1,
                 batch_format="pyarrow",
                 num_cpus=0,
                 compute=TaskPoolStrategy(size=AT_ONCE),
             )
-            for table in made.iter_batches(
-                batch_size=None, batch_format="pyarrow", prefetch_batches=1
-            ):
-                yield from self._split(table)
+            tables = iter(
+                labelled.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
+            )
+            return len(segment), chain([next(tables)], tables)
 
     def _split(self, table: pa.Table) -> Iterator[Batch]:
         """Yield the batches that a table of label rows holds one after the other."""
@@ -110,35 +149,6 @@ class LabelStream(Rows):
         for start, stop in zip([0, *stops[:-1]], stops, strict=True):
             own = {name: column[start:stop].copy() for name, column in columns.items()}
             yield to_batch(own, self.fields)
-
-
-class _Plan(Datasource):
-    """The rows to label, `size` or a few more at a time, for ever: Ray Data takes what it needs."""
-
-    def __init__(self, asked: Iterable[Asked], order: Order, size: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.asked, self.order, self.size = asked, order, size
-
-    def estimate_inmemory_data_size(self) -> int | None:
-        return None
-
-    def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
-        unknown = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
-        return [ReadTask(self._blocks, unknown)]
-
-    def _blocks(self) -> Iterator[pa.Table]:
-        """Yield one row a batch of a gang: the numbers of its rows, and which item asked each."""
-        rows: list[int] = []
-        items: list[int] = []
-        for number, (steps, columns) in enumerate(self.asked):
-            found = self.order.at(steps, columns).tolist()
-            rows += found
-            items += [number] * len(found)
-            if len(rows) >= self.size:
-                yield pa.table({"rows": [rows], "asked": [items]})
-                rows, items = [], []
-        if rows:
-            yield pa.table({"rows": [rows], "asked": [items]})
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ def save(directory, encoder):
 def encoded(gang, tokens):
     """Return the memories of all ranks as numbers."""
     parts = ray.get(gang.encode(tokens))
-    whole = np.concatenate([part["memory"] for part in parts])[: len(tokens)]
+    whole = np.concatenate([part["memory"] for part in parts])
     return from_memory({"memory": whole}, MODEL.memory_tokens, MODEL.width, "float32")
 
 

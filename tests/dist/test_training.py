@@ -59,7 +59,7 @@ class Work:
         curriculum: int = 1,
         **loss: Any,
     ) -> RunConfig:
-        own: dict[str, Any] = {"steps": STEPS, "global_batch": 8, "learning_rate": 3e-3}
+        own: dict[str, Any] = {"steps": STEPS, "global_batch": 8, "learning_rate": 3e-4}
         shared = {"timesteps": 3, "horizon": 4, "uniformity": 0.1, "dynamics": 1.0, "group": GROUP}
         return RunConfig(
             data=DataConfig(sequence_length=L),

@@ -67,18 +67,19 @@ class Checkpoint:
             if key.startswith("weight/")
         }
 
-    def stream(self, global_batch: int, rank: int, world: int) -> State | None:
+    def stream(self, global_batch: int, rank: int, world: int, group: int = 1) -> State | None:
         """Return the state of a rank's columns of the data stream, whoever had them; None of none.
 
         Args:
             global_batch: columns of all ranks.
             rank: the rank that goes on.
             world: the number of ranks that go on.
+            group: consecutive columns that stay on one rank.
         """
-        mine = share(global_batch, rank, world)
+        mine = share(global_batch, rank, world, group)
         parts: dict[str, list[Tensor]] = {}
         for other in range(self.world):
-            theirs = share(global_batch, other, self.world)
+            theirs = share(global_batch, other, self.world, group)
             start, stop = max(mine.start, theirs.start), min(mine.stop, theirs.stop)
             path = self.directory / f"stream-{other:05d}.safetensors"
             if start >= stop or not path.exists():

@@ -6,6 +6,7 @@ in one process with torch alone, to the same numbers as ZeRO stage 0 on one rank
 
 import contextlib
 from abc import ABC, abstractmethod
+from math import ceil
 from typing import Any
 
 import torch
@@ -30,6 +31,8 @@ class Engine(ABC):
     world: int = 1
     pieces: int = 1
     """Micro-batches in one optimizer step of one rank."""
+    group: int = 1
+    """Consecutive sequences that stay in one micro-batch."""
 
     @abstractmethod
     def step(
@@ -138,10 +141,11 @@ class DeepSpeedEngine(Engine):
         """
         import deepspeed
 
-        self.objective, self.device = objective, device
+        self.objective, self.device, self.group = objective, device, group
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
-        rows = runtime.rows(train.global_batch, self.world, group)
-        self.pieces = train.global_batch // self.world // rows
+        assert train.global_batch // group >= self.world
+        self.pieces = runtime.pieces(train.global_batch, self.world, group)
+        rows = ceil(train.global_batch / self.world / self.pieces)
         settings = zero_settings(rows, runtime.zero_stage, train.precision) | {
             "gradient_accumulation_steps": self.pieces,
             "gradient_clipping": train.clip_norm,

@@ -41,6 +41,10 @@ class Program(Protocol):
     def train(self) -> TrainConfig:
         """Optimisation of the stage."""
 
+    @property
+    def group(self) -> int:
+        """Consecutive sequences of a batch that stay together."""
+
     def objective(self) -> Objective:
         """Build the objective with its initial weights."""
 
@@ -100,7 +104,8 @@ class Training:
             if saved:
                 objective.load_state_dict(saved.weights())
             self.stepper = Stepper(host.engine(objective, self.train))
-            kept = saved.stream(self.train.global_batch, rank, world) if saved else None
+            share = self.train.global_batch, rank, world, program.group
+            kept = saved.stream(*share) if saved else None
             self.stream = program.stream(rank, world, kept, self.done)
             if saved:
                 self.stepper.restore(saved, self._batch(self.stream, self.done))

@@ -92,10 +92,12 @@ class Stepper:
         return means
 
     def _split(self, batch: Batch) -> list[Batch]:
-        """Cut a rank's batch into micro-batches on the device; scalars go to each."""
-        pieces = self.engine.pieces
+        """Cut a rank's batch into micro-batches of whole groups; scalars go to each."""
+        pieces, group = self.engine.pieces, self.engine.group
+        groups = len(batch["inputs"]) // group
+        cuts = [n * groups // pieces * group for n in range(1, pieces)]
         split = {
-            name: value.to(self.engine.device, non_blocking=True).chunk(pieces)
+            name: value.to(self.engine.device, non_blocking=True).tensor_split(cuts)
             if value.dim()
             else [value] * pieces
             for name, value in batch.items()

@@ -59,8 +59,7 @@ class RayTrainHost(Host):
     def engine(self, objective: Objective, train: TrainConfig) -> Engine:
         """Return a DeepSpeed engine over all workers."""
         program, runtime = self.assignment.program, self.assignment.runtime
-        group = program.config.loss.group if program.stage == "teacher" else 1
-        return DeepSpeedEngine(objective, train, runtime, self.device, group=group)
+        return DeepSpeedEngine(objective, train, runtime, self.device, group=program.group)
 
     @contextmanager
     def latest(self) -> Iterator[Checkpoint | None]:

@@ -74,15 +74,22 @@ def resolved(config: RunConfig, resources: Mapping[str, float]) -> RunConfig:
     return replace(config, runtime=runtime)
 
 
+def fewest(config: RunConfig) -> RunConfig:
+    """Return the run with as few workers as it starts with."""
+    runtime = replace(config.runtime, workers=config.runtime.fewest_workers)
+    return replace(config, runtime=runtime)
+
+
 def check_room(config: RunConfig, resources: Mapping[str, float]) -> None:
-    """Check that a cluster has enough CPUs and GPUs.
+    """Check that a cluster has enough CPUs and GPUs for the fewest workers.
 
     Raises:
         ValueError: in one line with the flags of a run that fits.
     """
+    workers, config = config.runtime.workers, fewest(config)
     runtime = config.runtime
     fields = (
-        f"runtime.workers={runtime.workers}, runtime.gangs={runtime.gangs}, "
+        f"runtime.workers={workers}, runtime.gangs={runtime.gangs}, "
         f"runtime.gang-ranks={runtime.gang_ranks}"
     )
     if runtime.threads > 1:

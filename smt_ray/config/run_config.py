@@ -113,8 +113,7 @@ class RunConfig:
     @property
     def most_workers(self) -> int:
         """Training workers at most; 1 where `auto` is to find a number that changes nothing."""
-        workers = self.runtime.workers
-        return 1 if workers == "auto" else int(workers)
+        return 1 if self.runtime.workers == "auto" else self.runtime.worker_count
 
     @property
     def rnn_model(self) -> ModelConfig:

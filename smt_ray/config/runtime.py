@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Literal
 
-from smt_ray.config.checks import at_least, flag, require
+from smt_ray.config.checks import at_least, require
 
 Count = int | Literal["auto"]
 Device = Literal["auto", "cpu", "gpu"]
@@ -20,9 +20,10 @@ class RuntimeConfig:
 
     device: Device = "auto"
     """`cpu`, `gpu` (one for each worker and gang rank), or `auto`: the GPUs that are there."""
-    workers: Count = "auto"
+    workers: int | str = "auto"
     """Training workers, one process each, at most as many as a batch has sequences. `auto`: as many
-    as there are GPUs, on a CPU two."""
+    as there are GPUs, on a CPU two. `MIN:MAX`, as in 2:8: as many as the cluster has room for, now
+    and later; a change of their number goes on from the last checkpoint."""
     threads: int = 1
     """CPU threads of one worker or rank, reserved in Ray. Raise it for wide models on a CPU."""
     zero_stage: Literal[0, 1, 2, 3] = 0
@@ -54,10 +55,11 @@ class RuntimeConfig:
 
     def __post_init__(self) -> None:
         """Check every field."""
-        for name in ("workers", "gang_ranks"):
-            value = getattr(self, name)
-            ok = value == "auto" or value >= 1
-            require(ok, f"runtime.{flag(name)}", value, "must be >= 1, or auto")
+        ok = self.workers == "auto" or 1 <= self.fewest_workers <= self.worker_count
+        rule = "must be a whole number >= 1, auto, or MIN:MAX as in 2:8"
+        require(ok, "runtime.workers", self.workers, rule)
+        ok = self.gang_ranks == "auto" or self.gang_ranks >= 1
+        require(ok, "runtime.gang-ranks", self.gang_ranks, "must be >= 1, or auto")
         names = ("threads", "micro_batch", "gangs", "gang_batch")
         at_least(1, "runtime", self, *names, "checkpoint_every", "log_every")
         at_least(0, "runtime", self, "max_failures")
@@ -71,9 +73,19 @@ class RuntimeConfig:
 
     @property
     def worker_count(self) -> int:
-        """Number of training workers; known once `auto` is resolved."""
+        """Number of training workers, at most; known once `auto` is resolved."""
+        return self._range[1]
+
+    @property
+    def fewest_workers(self) -> int:
+        """Number of training workers without which none of them starts."""
+        return self._range[0]
+
+    @property
+    def _range(self) -> tuple[int, int]:
         assert self.workers != "auto"
-        return self.workers
+        ends = [int(end) if end.isdecimal() else 0 for end in str(self.workers).split(":")]
+        return (ends[0], ends[-1]) if len(ends) <= 2 else (0, 0)
 
     @property
     def rank_count(self) -> int:

@@ -6,12 +6,14 @@ in one process with torch alone, to the same numbers as ZeRO stage 0 on one rank
 
 import contextlib
 from abc import ABC, abstractmethod
+from datetime import timedelta
 from math import ceil
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 
 from smt_ray.cluster.zero import zero_settings
@@ -155,6 +157,9 @@ class DeepSpeedEngine(Engine):
             model=objective, optimizer=optimizer, config=settings
         )
         self.plain = self.engine.zero_optimization_stage() == 0
+        # Groups that DeepSpeed makes have torch's own limit of half an hour.
+        for made in dist.distributed_c10d._world.pg_map:
+            _set_pg_timeout(timedelta(seconds=runtime.timeout_s), made)
 
     def step(
         self, micros: list[Batch], rate: float

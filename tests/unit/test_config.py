@@ -72,6 +72,7 @@ def test_integers_become_floats(key):
         ("runtime.workers", "2", 2),
         ("runtime.workers", 2.0, 2),
         ("runtime.workers", "auto", "auto"),
+        ("runtime.workers", "1:4", "1:4"),
     ],
 )
 def test_an_obvious_number_is_taken(key, given, value):
@@ -160,9 +161,16 @@ def test_an_unknown_field_of_a_dictionary_names_the_nearest():
         ("loss.dynamics", None, "loss.dynamics=None: must be a number"),
         ("loss.dynamics", float("inf"), "loss.dynamics=inf: must be finite"),
         ("name", 7, "name=7: must be text; put it in quotes"),
-        ("runtime.workers", "many", "runtime.workers='many': must be a whole number, or 'auto'"),
-        ("runtime.workers", 1.5, "runtime.workers=1.5: must be a whole number, or 'auto'"),
-        ("runtime.workers", True, "runtime.workers=True: must be a whole number, or 'auto'"),
+        ("runtime.gang-ranks", 1.5, "runtime.gang-ranks=1.5: must be a whole number, or 'auto'"),
+        *(
+            (
+                "runtime.workers",
+                workers,
+                f"runtime.workers={workers}: must be a whole number >= 1, auto, or MIN:MAX as in "
+                "2:8",
+            )
+            for workers in ("many", 1.5, True, "2:", "0:2", "3:2", "1:2:3", "-1:2", "")
+        ),
         ("runtime.device", "tpu", "runtime.device='tpu': must be one of auto, cpu, gpu"),
         ("runtime.zero-stage", True, "runtime.zero-stage=True: must be one of 0, 1, 2, 3"),
         (
@@ -219,7 +227,11 @@ def test_an_unknown_field_of_a_dictionary_names_the_nearest():
         ("unroll.span", 0, "unroll.span=0: must be >= 1"),
         ("unroll.visits", 0.5, "unroll.visits=0.5: must be >= 1"),
         ("experimental.readout", -1, "experimental.readout=-1.0: must be >= 0"),
-        ("runtime.workers", 0, "runtime.workers=0: must be >= 1, or auto"),
+        (
+            "runtime.workers",
+            0,
+            "runtime.workers=0: must be a whole number >= 1, auto, or MIN:MAX as in 2:8",
+        ),
         ("runtime.threads", 0, "runtime.threads=0: must be >= 1"),
         ("runtime.micro-batch", 0, "runtime.micro-batch=0: must be >= 1"),
         ("runtime.gangs", 0, "runtime.gangs=0: must be >= 1"),

@@ -4,7 +4,15 @@ import sys
 
 import pytest
 
-from smt_ray.cluster.resources import cpus_needed, gpus_needed, here, processes, resolved
+from smt_ray.cluster.resources import (
+    check_room,
+    cpus_needed,
+    fewest,
+    gpus_needed,
+    here,
+    processes,
+    resolved,
+)
 from smt_ray.config import LabelConfig, RunConfig, RuntimeConfig, leaves
 from smt_ray.config.presets import PRESETS, preset
 from smt_ray.pipeline.recipes import on_source
@@ -61,6 +69,19 @@ def test_what_is_given_stays():
     assert found(run.override("runtime.device", "cpu"), EIGHT_GPUS) == ("cpu", 4, 3)
     assert found(run.override("runtime.device", "gpu"), LAPTOP) == ("gpu", 4, 3)
     assert found(preset("large").override("runtime.device", "cpu"), EIGHT_GPUS) == ("cpu", 2, 2)
+
+
+def test_workers_that_come_and_go_are_planned_for_at_their_most():
+    run = resolved(preset("large").override("runtime.workers", "1:4"), LAPTOP)
+    assert (run.runtime.fewest_workers, run.runtime.worker_count) == (1, 4)
+    assert (processes(run), processes(fewest(run))) == (4, 2)  # of two gang ranks
+    check_room(run, {"CPU": 4.0})
+    with pytest.raises(ValueError, match=r"^runtime\.workers=1:4, .* need 4 CPUs, .* has 3; give "):
+        check_room(run, {"CPU": 3.0})
+    tiny = preset("tiny").override("runtime.workers", "1:4")
+    assert tiny.group == 2
+    with pytest.raises(ValueError, match=r"^runtime\.workers=1:9: teacher\.global-batch=8 "):
+        tiny.override("runtime.workers", "1:9")
 
 
 def test_the_gpus_are_shared_among_the_gangs():

@@ -112,8 +112,7 @@ class PlainEngine(Engine):
 
     def restore(self, parameter: nn.Parameter, moments: dict[str, Tensor]) -> None:
         """Set a parameter's moments."""
-        for name, value in moments.items():
-            self.optimizer.state[parameter][name].copy_(value)
+        _restore_plain(self.optimizer, parameter, moments)
 
     def count_steps(self, steps: int) -> None:
         """Set the number of steps that AdamW has taken."""
@@ -199,11 +198,11 @@ class DeepSpeedEngine(Engine):
         """Set a parameter's moments."""
         from deepspeed.utils import safe_set_full_optimizer_state
 
+        if self.plain:
+            _restore_plain(self.engine.optimizer, parameter, moments)
+            return
         for name, value in moments.items():
-            if self.plain:
-                self.engine.optimizer.state[parameter][name].copy_(value)
-            else:
-                safe_set_full_optimizer_state(parameter, value, name)
+            safe_set_full_optimizer_state(parameter, value, name)
 
     def count_steps(self, steps: int) -> None:
         """Set the number of steps that AdamW has taken."""
@@ -265,3 +264,10 @@ def _set_steps(optimizer: Any, steps: int) -> None:
 def _plain_state(optimizer: Any, parameter: nn.Parameter) -> list[Tensor]:
     moments = optimizer.state.get(parameter, {})
     return [parameter.data, *(moments.get(m, torch.zeros_like(parameter)) for m in MOMENTS)]
+
+
+def _restore_plain(optimizer: Any, parameter: nn.Parameter, moments: dict[str, Tensor]) -> None:
+    """Set a parameter's moments; one that no loss reaches has none."""
+    for name, moment in optimizer.state.get(parameter, {}).items():
+        if name in moments:
+            moment.copy_(moments[name])

@@ -182,6 +182,7 @@ class Training:
         began = time.monotonic()
         batch = self._batch(self.stream, self.done)
         self.waited += time.monotonic() - began
+        self.taken.append((self.done + 1, batch["sequence_id"].clone()))  # windows change in place
         self.learning_rate = learning_rate(self.train, self._position)
         stop = self.host.stop_requested(self.done, self.loss, self.rate)
         save = self.host.save_requested()
@@ -189,7 +190,6 @@ class Training:
         if step.carry is not None:
             self.stream.carry(self.done, step.carry)
         self.done += 1
-        self.taken.append((self.done, batch["sequence_id"].clone()))
         self.tokens += self.train.global_batch * batch["inputs"].shape[1]
         # Counts the steps up to the first bad one: NaN spreads to all later ones.
         finite = step.metrics["loss/total"].isfinite() & step.metrics["norm/gradient"].isfinite()

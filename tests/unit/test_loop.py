@@ -1,6 +1,7 @@
 """The training loop in one process: steps that are not finite are named, or left out."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 from safetensors.torch import save_file
@@ -21,6 +22,8 @@ RUNTIME = RuntimeConfig(log_every=4, checkpoint_every=4)
 
 class Poisoned(Stream):
     """A stream whose labels are no numbers at step BAD; it keeps which sequences these are."""
+
+    sequences: ClassVar[list[int]] = []
 
     def __init__(self, stream: Stream) -> None:
         self.stream = stream

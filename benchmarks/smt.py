@@ -151,6 +151,7 @@ class InMemory:
     stage: str
     made: Objective
     training: Stream
+    group: int = 1
 
     @property
     def train(self) -> TrainConfig:

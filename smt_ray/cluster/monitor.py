@@ -11,43 +11,64 @@ import ray
 from ray.exceptions import RayError
 
 from smt_ray.cluster import interruption
+from smt_ray.cluster.heartbeat import Beat, Beats
 from smt_ray.cluster.session import beside_driver
 from smt_ray.cluster.view import EVERY_S, Progress, View, watched
 
 logger = logging.getLogger(__name__)
 NAMESPACE = "smt_ray"
 """Ray's namespace of the boards of all runs on a cluster."""
-Loss = tuple[int, int]
-"""After which step workers were lost, and from which one those that replace them went on."""
+LOST, MORE = "lost a worker", "there is room for more workers"
+Restart = tuple[str, int, int]
+"""Why all workers were started again, after which step, and from which one they went on."""
 
 
 @ray.remote(num_cpus=0)
 class Board:
-    """Holds the latest progress, where workers were lost, and the request to stop."""
+    """Holds the latest progress, the ranks' beats, what happened, and the request to stop."""
 
     def __init__(self) -> None:
         """Start with nothing known and nothing asked."""
         self._latest: Progress | None = None
-        self._attempt = ""
-        self._losses: list[Loss] = []
+        self._attempt, self._world, self._cause = "", 0, ""
+        self._restarts: list[Restart] = []
+        self._beats: dict[int, tuple[Beat, float]] = {}
         self._stop = False
 
-    def report(self, progress: Progress, attempt: str, start: int) -> bool:
+    def report(self, progress: Progress, attempt: str, start: int, world: int) -> bool:
         """Take rank 0's progress; return whether to stop.
 
         Args:
             progress: where the training is.
             attempt: tells the workers from those that were started before or after them.
             start: the step from which they went on.
+            world: how many they are.
         """
         if self._latest and attempt != self._attempt:
-            self._losses.append((self._latest.step, start))
-        self._latest, self._attempt = progress, attempt
+            cause = self._cause or (MORE if world > self._world else LOST)
+            self._restarts.append((cause, self._latest.step, start))
+            self._cause = ""
+        self._latest, self._attempt, self._world = progress, attempt, world
         return self._stop
 
-    def latest(self) -> tuple[Progress | None, list[Loss]]:
-        """Return the latest progress, and where workers were lost."""
-        return self._latest, self._losses
+    def latest(self) -> tuple[Progress | None, list[Restart]]:
+        """Return the latest progress, and where workers were started again."""
+        return self._latest, self._restarts
+
+    def explain(self, cause: str) -> None:
+        """Take the cause of the next restart."""
+        self._cause = cause
+
+    def beat(self, beat: Beat) -> None:
+        """Take a rank's beat; those of an earlier start of the workers are forgotten."""
+        now = time.monotonic()
+        kept = {r: known for r, known in self._beats.items() if known[0].attempt == beat.attempt}
+        self._beats = {**kept, beat.rank: (beat, now)}
+
+    def beats(self) -> Beats:
+        """Return the latest beat of each rank, and its age in seconds."""
+        now = time.monotonic()
+        return {rank: (beat, now - then) for rank, (beat, then) in self._beats.items()}
 
     def request_stop(self) -> None:
         """Ask the training to save a checkpoint and stop."""
@@ -57,9 +78,10 @@ class Board:
 class Reporter:
     """Rank 0's end: reports about once a second, without waiting for the answer."""
 
-    def __init__(self, board: Any, stage: str, start: int, steps: int) -> None:
-        """Report to `board` on a stage that goes on from step `start`."""
+    def __init__(self, board: Any, stage: str, start: int, steps: int, world: int) -> None:
+        """Report to `board` on a stage that `world` workers go on with from step `start`."""
         self._board, self._stage, self._start, self._steps = board, stage, start, steps
+        self._world = world
         self._attempt = uuid.uuid4().hex
         self._sent, self._asked, self._stop = 0.0, None, False
 
@@ -76,7 +98,7 @@ class Reporter:
         now = time.monotonic()
         if self._asked is None and now - self._sent > EVERY_S:
             at = Progress(stage=self._stage, step=step, steps=self._steps, rate=rate, loss=loss)
-            self._asked = self._board.report.remote(at, self._attempt, self._start)
+            self._asked = self._board.report.remote(at, self._attempt, self._start, self._world)
             self._sent = now
         return self._stop
 
@@ -95,14 +117,13 @@ def monitored(run: str) -> Iterator[Any]:
         namespace=NAMESPACE,
         scheduling_strategy=beside_driver(),
     ).remote()
-    known: list[Loss] = []
+    known: list[Restart] = []
 
     def look(view: View, now: float) -> None:
-        latest, losses = ray.get(board.latest.remote())
-        for step, start in losses[len(known) :]:
-            known.append((step, start))
-            told = latest.stage, step, start
-            logger.warning("%s: lost a worker after step %d; going on from step %d", *told)
+        latest, restarts = ray.get(board.latest.remote())
+        for restart in restarts[len(known) :]:
+            known.append(restart)
+            logger.warning("%s: %s after step %d; going on from step %d", latest.stage, *restart)
             view.restart()
         if latest is not None:
             view.show(latest, now)

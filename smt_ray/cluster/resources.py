@@ -53,9 +53,9 @@ def limits() -> dict[str, int]:
 def resolved(config: RunConfig, resources: Mapping[str, float]) -> RunConfig:
     """Return the run with numbers in place of `auto`.
 
-    Workers are as many as there are GPUs, but no more than leave each an equal share of every batch
-    and whole groups of the teacher's: so the result is that of any other number. Gang ranks are as
-    many, dealt out to the gangs.
+    Workers are as many as there are GPUs, but no more than any batch has sequences and the
+    teacher's has groups: so the result is that of any other number. Gang ranks are as many, dealt
+    out to the gangs.
 
     Args:
         config: the run.
@@ -65,31 +65,31 @@ def resolved(config: RunConfig, resources: Mapping[str, float]) -> RunConfig:
     gpus = int(resources.get("GPU", 0))
     device = runtime.device if runtime.device != "auto" else "gpu" if gpus else "cpu"
     most = max(1, gpus) if device == "gpu" else ON_CPU
-    most = min(most, config.teacher.global_batch)  # a cluster may grow without limit
-    even = max(n for n in range(1, most + 1) if _shares(config, n))
+    groups = config.teacher.global_batch // config.group
+    most = min(most, groups, *(train.global_batch for train in config.stages().values()))
     workers, ranks = runtime.workers, runtime.gang_ranks
-    workers = even if workers == "auto" else workers
-    ranks = max(1, even // runtime.gangs) if ranks == "auto" else ranks
+    workers = most if workers == "auto" else workers
+    ranks = max(1, most // runtime.gangs) if ranks == "auto" else ranks
     runtime = replace(runtime, device=device, workers=workers, gang_ranks=ranks)
     return replace(config, runtime=runtime)
 
 
-def _shares(config: RunConfig, workers: int) -> bool:
-    """Return whether so many workers share every batch, and the teacher's in whole groups."""
-    batches = [train.global_batch for train in config.stages().values()]
-    groups = config.teacher.global_batch // config.group
-    return all(batch % workers == 0 for batch in batches) and groups % workers == 0
+def fewest(config: RunConfig) -> RunConfig:
+    """Return the run with as few workers as it starts with."""
+    runtime = replace(config.runtime, workers=config.runtime.fewest_workers)
+    return replace(config, runtime=runtime)
 
 
 def check_room(config: RunConfig, resources: Mapping[str, float]) -> None:
-    """Check that a cluster has enough CPUs and GPUs.
+    """Check that a cluster has enough CPUs and GPUs for the fewest workers.
 
     Raises:
         ValueError: in one line with the flags of a run that fits.
     """
+    workers, config = config.runtime.workers, fewest(config)
     runtime = config.runtime
     fields = (
-        f"runtime.workers={runtime.workers}, runtime.gangs={runtime.gangs}, "
+        f"runtime.workers={workers}, runtime.gangs={runtime.gangs}, "
         f"runtime.gang-ranks={runtime.gang_ranks}"
     )
     if runtime.threads > 1:
@@ -115,14 +115,13 @@ def check_room(config: RunConfig, resources: Mapping[str, float]) -> None:
 def _smaller(config: RunConfig, processes: int) -> str:
     """Return the flags that make of a run the largest one on so many processes; "" if none does."""
     runtime = config.runtime
-    for workers in range(min(runtime.worker_count, processes), 0, -1):
-        ranks = min(runtime.rank_count, processes)
-        gangs = min(runtime.gangs, processes // ranks)
-        fields = {"workers": workers, "gangs": gangs, "gang_ranks": ranks}
-        try:
-            config.update({"runtime": fields})
-        except ValueError:  # a batch does not divide by so many
-            continue
-        changed = {k: v for k, v in fields.items() if v != getattr(runtime, k)}
-        return " ".join(f"--runtime.{k.replace('_', '-')} {v}" for k, v in changed.items())
-    return ""
+    if processes < 1:
+        return ""
+    ranks = min(runtime.rank_count, processes)
+    fields = {
+        "workers": min(runtime.worker_count, processes),
+        "gangs": min(runtime.gangs, processes // ranks),
+        "gang_ranks": ranks,
+    }
+    changed = {k: v for k, v in fields.items() if v != getattr(runtime, k)}
+    return " ".join(f"--runtime.{k.replace('_', '-')} {v}" for k, v in changed.items())

@@ -21,6 +21,7 @@ from smt_ray.cluster.resources import (
     KINDS,
     check_room,
     cpus_needed,
+    fewest,
     gpus_needed,
     here,
     limits,
@@ -120,6 +121,7 @@ def preflight(config: RunConfig) -> None:
 
 def _wait_for_nodes(config: RunConfig) -> None:
     """Let the autoscaler start the nodes, by the demand of a group that ends with this process."""
+    config = fewest(config)
     asked = [config.runtime.resources] * processes(config)
     group = placement_group([*asked, *[{"CPU": 1.0}] * DATA_CPUS])
     waited = 0

@@ -53,6 +53,8 @@ def _coerce(kind: Any, value: Any, name: str) -> Any:
         number, word = typing.get_args(kind)
         if value in typing.get_args(word):
             return value
+        if word is str:  # its configuration knows which
+            return _number(number, value)
         words = ", ".join(map(repr, typing.get_args(word)))
         value = _number(number, value)
         require(type(value) is number, name, repr(value), f"{_WANTED[number]}, or {words}")

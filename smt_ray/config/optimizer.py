@@ -34,11 +34,15 @@ class OptimizerConfig:
     """Steps between validations. The weights with the lowest validation loss are the result."""
     validation_sequences: int = 256
     """Sequences of one validation, in whole batches. More make the choice surer and take time."""
+    skip_nonfinite: int = 0
+    """Optimizer steps of a stage that may be left out because their loss or gradient was not
+    finite; each costs a restart from the last checkpoint. One more ends the run."""
 
     def __post_init__(self) -> None:
         """Check every field."""
         at_least(1, "optimizer", self, "validate_every", "validation_sequences")
         at_least(0, "optimizer", self, "weight_decay", "warmup_fraction", "beta1", "beta2")
+        at_least(0, "optimizer", self, "skip_nonfinite")
         require(self.clip_norm > 0, "optimizer.clip-norm", self.clip_norm, "must be > 0")
         for name in ("warmup_fraction", "beta1", "beta2"):
             value = getattr(self, name)

@@ -81,14 +81,16 @@ class RunConfig:
         rule = "needs model.encoder=causal and experimental.dense; give --loss.no-dense-dynamics"
         ok = self.dense or not self.loss.dense_dynamics
         require(ok, "loss.dense-dynamics", self.loss.dense_dynamics, rule)
-        workers = self.runtime.workers
-        for stage, train in self.stages().items() if workers != "auto" else ():
-            rule = f"must divide {stage}.global-batch={train.global_batch} into equal shares"
-            require(train.global_batch % int(workers) == 0, "runtime.workers", workers, rule)
+        most, workers = self.most_workers, self.runtime.workers
+        for stage, train in self.stages().items():
+            batch = f"{stage}.global-batch={train.global_batch}"
+            rule = f"{batch} has a sequence for so many only; lower the one or raise the other"
+            require(train.global_batch >= most, "runtime.workers", workers, rule)
         if self.loss.whiten_dynamics == "slots":
             rule = (
-                "needs two sequences that are compared: loss.group, and the share of one worker in "
-                f"teacher.global-batch={self.teacher.global_batch}, must be even"
+                "needs two sequences that are compared: loss.group and teacher.global-batch="
+                f"{self.teacher.global_batch} must have a divisor above 1 that leaves a group for "
+                f"each of runtime.workers={workers}"
             )
             require(self.group > 1, "loss.whiten-dynamics", "slots", rule)
 
@@ -99,9 +101,19 @@ class RunConfig:
 
     @property
     def group(self) -> int:
-        """Sequences that Eq. 4 and whitening compare: `loss.group`, if a worker has as many."""
-        batch, workers = self.teacher.global_batch, self.runtime.workers
-        return gcd(self.loss.group, batch if workers == "auto" else batch // int(workers))
+        """Sequences that Eq. 4 and whitening compare: `loss.group`, or the largest part of it.
+
+        It divides the teacher's batch, and leaves a group for each worker.
+        """
+        batch = self.teacher.global_batch
+        common = gcd(self.loss.group, batch)
+        fitting = (n for n in range(1, common + 1) if common % n == 0)
+        return max(n for n in fitting if batch // n >= self.most_workers or n == 1)
+
+    @property
+    def most_workers(self) -> int:
+        """Training workers at most; 1 where `auto` is to find a number that changes nothing."""
+        return 1 if self.runtime.workers == "auto" else self.runtime.worker_count
 
     @property
     def rnn_model(self) -> ModelConfig:

@@ -1,10 +1,10 @@
 """Where a run is executed, and how fast."""
 
 from dataclasses import dataclass
-from math import gcd
+from math import ceil
 from typing import Literal
 
-from smt_ray.config.checks import at_least, flag, require
+from smt_ray.config.checks import at_least, require
 
 Count = int | Literal["auto"]
 Device = Literal["auto", "cpu", "gpu"]
@@ -14,23 +14,25 @@ Device = Literal["auto", "cpu", "gpu"]
 class RuntimeConfig:
     """Where and how fast it runs. No field changes a result beyond rounding.
 
-    One exception: with so many workers that the share of one in the teacher's batch is smaller than
-    `loss.group`, the groups are smaller, too. The teacher's fingerprint knows.
+    One exception: with more workers than the teacher's batch has groups of `loss.group`, the groups
+    are smaller. The teacher's fingerprint knows.
     """
 
     device: Device = "auto"
     """`cpu`, `gpu` (one for each worker and gang rank), or `auto`: the GPUs that are there."""
-    workers: Count = "auto"
-    """Training workers, one process each; a number that divides every batch. `auto`: as many as
-    there are GPUs, on a CPU two."""
+    workers: int | str = "auto"
+    """Training workers, one process each, at most as many as a batch has sequences. `auto`: as many
+    as there are GPUs, on a CPU two. `MIN:MAX`, as in 2:8: as many as the cluster has room for, now
+    and later; a change of their number goes on from the last checkpoint."""
     threads: int = 1
     """CPU threads of one worker or rank, reserved in Ray. Raise it for wide models on a CPU."""
     zero_stage: Literal[0, 1, 2, 3] = 0
     """DeepSpeed ZeRO stage of training. Raise it when a worker runs out of memory: 1 shards the
     optimizer's state over the workers, 2 the gradients too, 3 the weights too."""
     micro_batch: int = 16
-    """Sequences in one forward of one worker, at most; the rest of the batch is accumulated. Lower
-    it when a worker runs out of memory."""
+    """Sequences in one forward of one worker; the rest of its share is accumulated. A forward has
+    one group of the teacher at least. All workers take equally many forwards: where shares are
+    uneven, one may have more sequences. Lower it when a worker runs out of memory."""
     gangs: int = 1
     """Encoder gangs side by side, each one DeepSpeed ZeRO-3 engine over `gang-ranks` processes.
     More gangs label faster."""
@@ -53,10 +55,11 @@ class RuntimeConfig:
 
     def __post_init__(self) -> None:
         """Check every field."""
-        for name in ("workers", "gang_ranks"):
-            value = getattr(self, name)
-            ok = value == "auto" or value >= 1
-            require(ok, f"runtime.{flag(name)}", value, "must be >= 1, or auto")
+        ok = self.workers == "auto" or 1 <= self.fewest_workers <= self.worker_count
+        rule = "must be a whole number >= 1, auto, or MIN:MAX as in 2:8"
+        require(ok, "runtime.workers", self.workers, rule)
+        ok = self.gang_ranks == "auto" or self.gang_ranks >= 1
+        require(ok, "runtime.gang-ranks", self.gang_ranks, "must be >= 1, or auto")
         names = ("threads", "micro_batch", "gangs", "gang_batch")
         at_least(1, "runtime", self, *names, "checkpoint_every", "log_every")
         at_least(0, "runtime", self, "max_failures")
@@ -70,9 +73,19 @@ class RuntimeConfig:
 
     @property
     def worker_count(self) -> int:
-        """Number of training workers; known once `auto` is resolved."""
+        """Number of training workers, at most; known once `auto` is resolved."""
+        return self._range[1]
+
+    @property
+    def fewest_workers(self) -> int:
+        """Number of training workers without which none of them starts."""
+        return self._range[0]
+
+    @property
+    def _range(self) -> tuple[int, int]:
         assert self.workers != "auto"
-        return self.workers
+        ends = [int(end) if end.isdecimal() else 0 for end in str(self.workers).split(":")]
+        return (ends[0], ends[-1]) if len(ends) <= 2 else (0, 0)
 
     @property
     def rank_count(self) -> int:
@@ -90,13 +103,14 @@ class RuntimeConfig:
         """What a worker or gang rank reserves in Ray."""
         return {"CPU": float(self.threads), **({"GPU": 1.0} if self.gpu else {})}
 
-    def rows(self, global_batch: int, workers: int, group: int = 1) -> int:
-        """Return the sequences of one forward of one of `workers`.
+    def pieces(self, global_batch: int, workers: int, group: int = 1) -> int:
+        """Return the forwards of one optimizer step, the same of each of `workers`.
 
-        They are the most that divide its share of `global_batch`, are a multiple of what `group`
-        has in common with that share, and are not above `micro_batch`, but for one group.
+        Args:
+            global_batch: sequences in one optimizer step.
+            workers: who share them.
+            group: consecutive sequences that stay in one forward.
         """
-        share = max(1, global_batch // workers)
-        least = gcd(group, share)
-        fitting = [n for n in range(least, share + 1, least) if share % n == 0]
-        return max([least, *(n for n in fitting if n <= self.micro_batch)])
+        groups = global_batch // group
+        forwards = ceil(ceil(groups / workers) / max(1, self.micro_batch // group))
+        return min(forwards, max(1, groups // workers))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from smt_ray.config import DataConfig
+from smt_ray.data.order import share
 from smt_ray.data.reader import Stream
 from smt_ray.data.rows import Batch
 from smt_ray.data.synthetic import task_of
@@ -59,6 +60,7 @@ class Drawn(Stream):
         *,
         rank: int = 0,
         world: int = 1,
+        group: int = 1,
         training: bool = True,
     ) -> None:
         """Draw `rows` sequences of `length` for a global batch, of which a rank has its share.
@@ -70,10 +72,11 @@ class Drawn(Stream):
             seed: seed of the sequences.
             rank: this rank.
             world: number of ranks.
+            group: consecutive sequences that stay on one rank.
             training: whether easier sequences may be among them.
         """
         self.data, self.length, self.rows, self.seed = data, length, rows, seed
-        self.columns = slice(rank * rows // world, (rank + 1) * rows // world)
+        self.columns = share(rows, rank, world, group)
         self.training = training
 
     def batch(self, step: int) -> Batch:
@@ -122,6 +125,7 @@ def growing(
     seed: int,
     rank: int,
     world: int,
+    group: int = 1,
 ) -> Stream:
     """Return `whole` behind a curriculum of lengths; one stage is `whole` alone.
 
@@ -134,11 +138,12 @@ def growing(
         seed: seed of a task's short sequences.
         rank: this rank.
         world: number of ranks.
+        group: consecutive sequences that stay on one rank.
     """
     if stages == 1:
         return whole
     early: list[Stream] = [
-        Drawn(data, length, rows, seed, rank=rank, world=world)
+        Drawn(data, length, rows, seed, rank=rank, world=world, group=group)
         if data.kind == "task"
         else Beginnings(whole, length)
         for length in lengths(data, stages)[:-1]

@@ -20,9 +20,10 @@ ROUNDS = 8
 """Of the Feistel network (Luby and Rackoff, 1988); four are too few for small sizes."""
 
 
-def share(total: int, rank: int, world: int) -> slice:
-    """Return the consecutive ones of `total` things that are a rank's."""
-    return slice(rank * total // world, (rank + 1) * total // world)
+def share(total: int, rank: int, world: int, group: int = 1) -> slice:
+    """Return the consecutive ones of `total` things that are a rank's; `group` stay together."""
+    groups = total // group
+    return slice(rank * groups // world * group, (rank + 1) * groups // world * group)
 
 
 class Order:

@@ -96,6 +96,7 @@ class Reader(Rows):
         seed: int,
         rank: int = 0,
         world: int = 1,
+        group: int = 1,
         lanes: int = LANES,
         chunk: int = 0,
     ) -> None:
@@ -108,6 +109,7 @@ class Reader(Rows):
             seed: seed of the order.
             rank: this rank.
             world: number of ranks.
+            group: consecutive columns that stay on one rank.
             lanes: streams that a global batch is made of, at most.
             chunk: consecutive rows that stay close to each other; 0: those of a row group.
 
@@ -125,7 +127,7 @@ class Reader(Rows):
         self.order = Order(
             self.shards.rows, chunk=chunk, global_batch=global_batch, seed=seed, lanes=lanes
         )
-        self.columns = np.arange(global_batch)[share(global_batch, rank, world)]
+        self.columns = np.arange(global_batch)[share(global_batch, rank, world, group)]
         touched = len({*(self.columns * self.order.lanes // global_batch).tolist()})
         # A lane's chunk may lie in two row groups.
         self.groups = RowGroups(self.shards, kept=2 * touched + 2)

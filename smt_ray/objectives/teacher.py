@@ -88,10 +88,11 @@ class Teacher(Objective):
         found = values.take_along_dim(at.clamp(max=values.shape[1] - 1).flatten(1), dim=1)
         return found.view(at.shape).masked_fill(at >= values.shape[1], IGNORED)
 
-    def counts(self, batch: Batch) -> Float[Tensor, "2"]:
-        """Return the valid targets over sampled horizons, and over all timesteps."""
+    def counts(self, batch: Batch) -> Float[Tensor, "3"]:
+        """Return the valid targets over sampled horizons and over all timesteps, and the rows."""
         sampled = self.horizon(batch["targets"], self.timesteps(batch))
-        return torch.stack((valid_targets(sampled), valid_targets(batch["targets"])))
+        valid = valid_targets(sampled), valid_targets(batch["targets"])
+        return torch.stack((*valid, torch.full_like(valid[0], len(batch["targets"]))))
 
     def dynamics_share(
         self, nats: Float[Tensor, "B S F"], targets: Int[Tensor, "B S F"]
@@ -133,8 +134,12 @@ class Teacher(Objective):
         inputs: Int[Tensor, "B L"],
         timesteps: Int[Tensor, "B S"],
         share: Float[Tensor, "B 1 1 1"] | float,
+        rows: Float[Tensor, ""],
     ) -> Float[Tensor, ""]:
-        """Return the mean square of Eq. 3; a `share` of its gradient reaches the encoder."""
+        """Return the mean square of Eq. 3 over `rows` sequences.
+
+        A `share` of its gradient reaches the encoder.
+        """
         memory, _, now, after = encoded
         before = torch.cat((torch.zeros_like(after[:, :1]), now), dim=1)
         before, label = _led_by(before, share), _led_by(after, share)
@@ -142,7 +147,7 @@ class Teacher(Objective):
         if not self.loss.dense_dynamics:
             arriving = torch.cat((inputs[:, :1], inputs.gather(1, timesteps[:, :-1] + 1)), dim=1)
         predicted = apply_cell(self.cell, before, arriving)
-        count = torch.tensor(float(label.numel()))
+        count = rows * label[0].numel()
         if self.loss.whiten_dynamics == "none":
             return squared_error(predicted, label, count)
         groups = zip(*(self._groups(part) for part in (predicted, label, memory)), strict=True)
@@ -163,21 +168,23 @@ class Teacher(Objective):
         """Cut rows of a batch into the groups that are compared."""
         return rows.split(gcd(self.loss.group, len(rows)))
 
-    def uniformity(self, memory: Float[Tensor, "B S K D"], batch: Batch) -> Float[Tensor, ""]:
-        """Return Eq. 4, the mean over the groups."""
+    def uniformity(
+        self, memory: Float[Tensor, "B S K D"], batch: Batch, rows: Float[Tensor, ""]
+    ) -> Float[Tensor, ""]:
+        """Return Eq. 4, the mean over the groups of `rows` sequences."""
         pairs = torch.arange(4 * PAIRS, device=memory.device).view(4, PAIRS)
         groups = zip(self._groups(memory), self._groups(batch["sequence_id"]), strict=True)
         found = [
-            uniformity(rows.flatten(0, 1), hashed(self.seed, batch["step"], ids[0], pairs))
-            for rows, ids in groups
+            uniformity(part.flatten(0, 1), hashed(self.seed, batch["step"], ids[0], pairs))
+            for part, ids in groups
         ]
-        return torch.stack(found).mean()
+        return torch.stack(found).mean() * (len(memory) / rows)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return Eq. 5 and its parts in nats (`loss/dec`, `loss/dense`) and mean squares."""
         inputs, targets, config = batch["inputs"], batch["targets"], self.loss
         timesteps = self.timesteps(batch)
-        sampled, dense = normalisers(self, batch)
+        sampled, dense, rows = normalisers(self, batch)
         encoded = self.encode(batch, timesteps)
 
         following = self.horizon(inputs, timesteps)[..., 1:].clamp(min=0)
@@ -187,9 +194,10 @@ class Teacher(Objective):
         future = self.horizon(targets, timesteps)
         nats = target_nats(logits.view(*future.shape, -1), future)
         dec = mean_over(sampled, nats)
-        dyn = self.dynamics(encoded, inputs, timesteps, self.dynamics_share(nats, future))
+        share = self.dynamics_share(nats, future)
+        dyn = self.dynamics(encoded, inputs, timesteps, share, rows)
 
-        unif = self.uniformity(encoded.memory, batch)
+        unif = self.uniformity(encoded.memory, batch, rows)
 
         loss = dec + config.dynamics * dyn + config.uniformity * unif
         metrics = {"loss/dec": dec, "loss/dyn": dyn, "loss/unif": unif}

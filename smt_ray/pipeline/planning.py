@@ -62,7 +62,7 @@ def plan(config: RunConfig) -> str:
     counts, tokens = parameters(config, source.tokenizer.vocabulary), source.size
     runtime, gib = config.runtime, 2**30
     unit = {"text": "bytes", "task": "tokens", "pixels": "pixels"}[config.data.kind]
-    shared = runtime.worker_count if runtime.zero_stage == 3 else 1
+    shared = runtime.fewest_workers if runtime.zero_stage == 3 else 1
     name = masked(config.data.source)
     training = counts["teacher"] * 16 / shared
     held = counts["encoder"] * 4 / runtime.rank_count

@@ -56,7 +56,10 @@ def settings(config: RunConfig, source: str) -> dict[str, dict[str, Any]]:
         config: the run.
         source: the fingerprint of its source.
     """
-    train = {stage: {"train": changed(found)} for stage, found in config.stages().items()}
+    train = {
+        stage: {"train": changed(replace(found, skip_nonfinite=0))}  # a run goes on with more
+        for stage, found in config.stages().items()
+    }
     unroll = {"unroll": changed(config.unroll)}
     loss = replace(config.loss, group=config.group)
     own = {name: changed(getattr(config, name)) for name in ("teacher", "transition", "dmt")}

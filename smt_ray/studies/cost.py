@@ -169,7 +169,7 @@ def _trained(scenario: Scenario, name: str, train: TrainConfig, stage: Stage) ->
     flops = batch * sequence_flops(run, scenario.vocabulary)[name]
     parameters = networks(run, scenario.vocabulary).parameters[name]
     efficiency = _efficiency(scenario, stage, workers)
-    group = run.loss.group if name == "teacher" else 1
+    group = run.group if name == "teacher" else 1
     validations = 1 + math.ceil(steps / train.validate_every)
     every = run.runtime.checkpoint_every
     checkpoints = validations + steps // every - steps // math.lcm(every, train.validate_every)
@@ -215,9 +215,7 @@ def _step_bytes(
     once = (workers - 1) * parameters * (2 if short else 4)
     if runtime.zero_stage < 3:
         return 2 * once
-    rows = runtime.rows(train.global_batch, workers, group)
-    passes = math.ceil(train.global_batch / workers / rows)
-    return once * (1 + 2 * passes)
+    return once * (1 + 2 * runtime.pieces(train.global_batch, workers, group))
 
 
 def _labels(scenario: Scenario, stage: Stage) -> dict[str, Any]:

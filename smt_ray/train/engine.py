@@ -6,11 +6,14 @@ in one process with torch alone, to the same numbers as ZeRO stage 0 on one rank
 
 import contextlib
 from abc import ABC, abstractmethod
+from datetime import timedelta
+from math import ceil
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 
 from smt_ray.cluster.zero import zero_settings
@@ -30,6 +33,8 @@ class Engine(ABC):
     world: int = 1
     pieces: int = 1
     """Micro-batches in one optimizer step of one rank."""
+    group: int = 1
+    """Consecutive sequences that stay in one micro-batch."""
 
     @abstractmethod
     def step(
@@ -107,8 +112,7 @@ class PlainEngine(Engine):
 
     def restore(self, parameter: nn.Parameter, moments: dict[str, Tensor]) -> None:
         """Set a parameter's moments."""
-        for name, value in moments.items():
-            self.optimizer.state[parameter][name].copy_(value)
+        _restore_plain(self.optimizer, parameter, moments)
 
     def count_steps(self, steps: int) -> None:
         """Set the number of steps that AdamW has taken."""
@@ -138,10 +142,11 @@ class DeepSpeedEngine(Engine):
         """
         import deepspeed
 
-        self.objective, self.device = objective, device
+        self.objective, self.device, self.group = objective, device, group
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
-        rows = runtime.rows(train.global_batch, self.world, group)
-        self.pieces = train.global_batch // self.world // rows
+        assert train.global_batch // group >= self.world
+        self.pieces = runtime.pieces(train.global_batch, self.world, group)
+        rows = ceil(train.global_batch / self.world / self.pieces)
         settings = zero_settings(rows, runtime.zero_stage, train.precision) | {
             "gradient_accumulation_steps": self.pieces,
             "gradient_clipping": train.clip_norm,
@@ -151,6 +156,9 @@ class DeepSpeedEngine(Engine):
             model=objective, optimizer=optimizer, config=settings
         )
         self.plain = self.engine.zero_optimization_stage() == 0
+        # Groups that DeepSpeed makes have torch's own limit of half an hour.
+        for made in dist.distributed_c10d._world.pg_map:
+            _set_pg_timeout(timedelta(seconds=runtime.timeout_s), made)
 
     def step(
         self, micros: list[Batch], rate: float
@@ -190,11 +198,11 @@ class DeepSpeedEngine(Engine):
         """Set a parameter's moments."""
         from deepspeed.utils import safe_set_full_optimizer_state
 
+        if self.plain:
+            _restore_plain(self.engine.optimizer, parameter, moments)
+            return
         for name, value in moments.items():
-            if self.plain:
-                self.engine.optimizer.state[parameter][name].copy_(value)
-            else:
-                safe_set_full_optimizer_state(parameter, value, name)
+            safe_set_full_optimizer_state(parameter, value, name)
 
     def count_steps(self, steps: int) -> None:
         """Set the number of steps that AdamW has taken."""
@@ -256,3 +264,10 @@ def _set_steps(optimizer: Any, steps: int) -> None:
 def _plain_state(optimizer: Any, parameter: nn.Parameter) -> list[Tensor]:
     moments = optimizer.state.get(parameter, {})
     return [parameter.data, *(moments.get(m, torch.zeros_like(parameter)) for m in MOMENTS)]
+
+
+def _restore_plain(optimizer: Any, parameter: nn.Parameter, moments: dict[str, Tensor]) -> None:
+    """Set a parameter's moments; one that no loss reaches has none."""
+    for name, moment in optimizer.state.get(parameter, {}).items():
+        if name in moments:
+            moment.copy_(moments[name])

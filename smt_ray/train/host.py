@@ -53,6 +53,17 @@ class Host(ABC):
         """
         return False
 
+    def save_requested(self) -> bool:
+        """Return whether this rank wants a checkpoint after the next step."""
+        return False
+
+    def skipped(self) -> list[int]:
+        """Return the steps that are left out, by number, as `skip` has noted them."""
+        return []
+
+    def skip(self, step: int, why: str) -> None:  # noqa: B027  most leave none out
+        """Note, on rank 0, a step that is left out from the next start on."""
+
     def position(self, done: int) -> float:
         """Return where the training is in its schedule of `train.steps`: the steps done.
 

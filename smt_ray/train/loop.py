@@ -5,10 +5,11 @@ Train with DeepSpeed, or in this process. This module says how: steps, schedule,
 checkpoints, logging, resumption.
 """
 
+import itertools
 import math
 import sys
 import time
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import torch
 from torch import Tensor
@@ -22,8 +23,14 @@ from smt_ray.train.host import Host
 from smt_ray.train.stepper import Stepper
 from smt_ray.train.trace import Trace
 
+NAMED_SEQUENCES = 8
+"""Sequences of a bad batch that are named, at most."""
 UNSCORED = sys.float_info.max
 """Validation loss of a checkpoint without one: the worst, and finite, as Ray keeps it in JSON."""
+
+
+class StepSkipped(RuntimeError):
+    """A step was not finite. From the last checkpoint on the training goes on without it."""
 
 
 class Program(Protocol):
@@ -40,6 +47,10 @@ class Program(Protocol):
     @property
     def train(self) -> TrainConfig:
         """Optimisation of the stage."""
+
+    @property
+    def group(self) -> int:
+        """Consecutive sequences of a batch that stay together."""
 
     def objective(self) -> Objective:
         """Build the objective with its initial weights."""
@@ -75,6 +86,7 @@ def train(program: Program, host: Host, runtime: RuntimeConfig, *, traced_steps:
 
     Raises:
         FloatingPointError: if a figure is not finite; it names the step.
+        StepSkipped: if that step is to be left out: the next start goes on without it.
     """
     try:
         training = Training(program, host, runtime, traced_steps)
@@ -93,17 +105,20 @@ class Training:
         """Build the objective, the engine and the streams; restore the latest checkpoint."""
         self.program, self.train, self.host = program, program.train, host
         self.runtime, self.traced_steps = runtime, traced_steps
+        self.skipped = host.skipped()
         rank, world = host.rank, host.world
         objective = program.objective()
         with host.latest() as saved:
             self.resumed, self.done = saved is not None, saved.step if saved else 0
+            self.saved = self.done
             if saved:
                 objective.load_state_dict(saved.weights())
             self.stepper = Stepper(host.engine(objective, self.train))
-            kept = saved.stream(self.train.global_batch, rank, world) if saved else None
+            share = self.train.global_batch, rank, world, program.group
+            kept = saved.stream(*share) if saved else None
             self.stream = program.stream(rank, world, kept, self.done)
             if saved:
-                self.stepper.restore(saved, self._batch(self.stream, self.done))
+                self.stepper.restore(saved, self._batch(self.stream, self._next()))
         self.held_out = program.validation(rank, world)
         self.loss = self.rate = self.learning_rate = 0.0
         self.trace: Trace | None = None
@@ -119,9 +134,11 @@ class Training:
                 self._save(self._validate())
         self._begin()
         while not self._finished:
-            stopping = self._step()
+            stopping, wanted = self._step()
             validating = self.done % self.train.validate_every == 0 or self._finished
-            saving = validating or stopping or self.done % self.runtime.checkpoint_every == 0
+            saving = (
+                validating or stopping or wanted or self.done % self.runtime.checkpoint_every == 0
+            )
             if saving or self.done % self.runtime.log_every == 0:
                 with self.host.aside():
                     self._log()
@@ -130,6 +147,10 @@ class Training:
                 self._begin()
             if stopping:
                 return
+
+    def _next(self) -> int:
+        """Return the batch of the next step that is taken."""
+        return next(step for step in itertools.count(self.done) if step + 1 not in self.skipped)
 
     @property
     def _position(self) -> float:
@@ -147,29 +168,42 @@ class Training:
     def _begin(self) -> None:
         """Begin the interval that the next row of metrics is about."""
         self.sums: dict[str, Tensor] = {}
-        self.first, self.since = self.done, time.monotonic()
+        self.taken: list[tuple[int, Tensor]] = []  # number of each step, and its sequences
+        self.since = time.monotonic()
         self.waited, self.tokens = 0.0, 0
 
-    def _step(self) -> bool:
-        """Take one step; return whether to stop after it."""
+    def _step(self) -> tuple[bool, bool]:
+        """Take one step; return whether to stop and whether to save after it."""
+        if self.done + 1 in self.skipped:
+            return self._leave_out()
         if self.traced_steps and self.done == self.train.steps - self.traced_steps:
             self.trace = Trace(self.stepper.engine.device)
             self.trace.start()
         began = time.monotonic()
         batch = self._batch(self.stream, self.done)
         self.waited += time.monotonic() - began
+        self.taken.append((self.done + 1, batch["sequence_id"].clone()))  # windows change in place
         self.learning_rate = learning_rate(self.train, self._position)
         stop = self.host.stop_requested(self.done, self.loss, self.rate)
-        step = self.stepper.step(batch, self.learning_rate, stop=stop)
+        save = self.host.save_requested()
+        step = self.stepper.step(batch, self.learning_rate, stop=stop, save=save)
         if step.carry is not None:
             self.stream.carry(self.done, step.carry)
         self.done += 1
         self.tokens += self.train.global_batch * batch["inputs"].shape[1]
         # Counts the steps up to the first bad one: NaN spreads to all later ones.
-        finite = step.metrics["loss/total"].isfinite()
+        finite = step.metrics["loss/total"].isfinite() & step.metrics["norm/gradient"].isfinite()
         for name, value in {**step.metrics, "finite": finite}.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
-        return step.stopping
+        return step.stopping, step.saving
+
+    def _leave_out(self) -> tuple[bool, bool]:
+        """Pass a step over; windows keep their states, and retire as if it had been taken."""
+        batch = self.stream.batch(self.done)
+        if "state" in batch:
+            self.stream.carry(self.done, batch["state"])
+        self.done += 1
+        return False, False
 
     def _validate(self) -> float:
         """Return the mean validation loss over all ranks, logged with its parts and the probe's."""
@@ -183,7 +217,8 @@ class Training:
         if kept is not None:
             sums |= self.stepper.probe({**kept, "step": torch.tensor(self.done)})
         means = self.stepper.mean(sums)
-        self._require_finite(means, self.done)
+        if bad := _not_finite(means):
+            raise FloatingPointError(f"{self._bad(bad, self.done)}; {self._mend()}")
         named = {
             name if name.startswith("drift/") else f"validation/{name.removeprefix('loss/')}": v
             for name, v in means.items()
@@ -193,11 +228,13 @@ class Training:
 
     def _log(self) -> None:
         """Write the means of the steps since the interval began."""
-        steps = self.done - self.first
+        if not (steps := len(self.taken)):
+            return
         means = {name: value / steps for name, value in self.stepper.mean(self.sums).items()}
         elapsed = time.monotonic() - self.since
         finite = math.floor(means.pop("finite") * steps + 1e-6)
-        self._require_finite(means, min(self.first + finite + 1, self.done))
+        if bad := _not_finite(means):
+            self._give_up(bad, *self.taken[min(finite, steps - 1)])
         means["time/step_s"] = elapsed / steps
         means["time/data_s"] = self.waited / steps  # rank 0's, of each step
         if self.trace and self.done == self.train.steps:
@@ -207,16 +244,36 @@ class Training:
         self.loss, self.rate = means["loss/total"], means["rate/tokens_per_s"]
         self.host.record(self.done, means)
 
-    def _require_finite(self, means: dict[str, float], step: int) -> None:
-        bad = [name for name, value in means.items() if not math.isfinite(value)]
-        if bad:
-            raise FloatingPointError(
-                f"{self.program.stage}: {', '.join(bad)} not finite at step {step}; "
-                f"lower its learning-rate={self.train.learning_rate:g}"
-            )
+    def _give_up(self, bad: str, step: int, sequences: Tensor) -> NoReturn:
+        """End after a step that was not finite; it is left out from then on, if it may be."""
+        what = self._bad(bad, step)
+        if len(self.skipped) < self.train.skip_nonfinite:
+            self.host.skip(step, what)
+            self.stepper.wait()  # no rank ends before it is noted
+            raise StepSkipped(f"{what}; going on without it from step {self.saved}")
+        named = ", ".join(map(str, sequences[:NAMED_SEQUENCES].tolist()))
+        more = ", ..." if len(sequences) > NAMED_SEQUENCES else ""
+        allowed = f"optimizer.skip-nonfinite={self.train.skip_nonfinite}"
+        raise FloatingPointError(
+            f"{what}; {self._mend()}, or raise {allowed} to leave such steps out (rank "
+            f"{self.host.rank} had the sequences {named}{more}; the last checkpoint is of step "
+            f"{self.saved})"
+        )
+
+    def _bad(self, bad: str, step: int) -> str:
+        return f"{self.program.stage}: {bad} not finite at step {step}"
+
+    def _mend(self) -> str:
+        return f"lower its learning-rate={self.train.learning_rate:g}"
 
     def _save(self, loss: float) -> None:
         """Save a portable checkpoint; every rank writes its part."""
         began = time.monotonic()
         self.host.save(self.stepper.engine, self.done, self.stream.state(), loss)
+        self.saved = self.done
         self.host.record(self.done, {"time/checkpoint_s": time.monotonic() - began})
+
+
+def _not_finite(means: dict[str, float]) -> str:
+    """Return the names of the figures that are not finite; "" if all are."""
+    return ", ".join(name for name, value in means.items() if not math.isfinite(value))

@@ -1,7 +1,7 @@
 """What the training loop runs: which objective, from which weights, on which stream."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import torch
@@ -33,6 +33,11 @@ class _Program(ABC):
     def train(self) -> TrainConfig:
         """Optimisation of this stage."""
         return self.config.stages()[self.stage]
+
+    @property
+    def group(self) -> int:
+        """Consecutive sequences of a batch that stay together."""
+        return 1
 
     @abstractmethod
     def rows(self, split: str, rank: int, world: int) -> Rows:
@@ -70,6 +75,7 @@ class _OnTokens(_Program):
             seed=train.seed,
             rank=rank,
             world=world,
+            group=self.group,
         )
 
 
@@ -117,11 +123,17 @@ class TeacherProgram(_OnTokens):
 
     stage: str = "teacher"
 
+    @property
+    def group(self) -> int:
+        """Sequences that the loss compares."""
+        return self.config.group
+
     def objective(self) -> Objective:
         """Build a fresh teacher."""
         torch.manual_seed(self.train.seed)
         config = self.config
-        return Teacher(config.model, config.loss, self.vocabulary, config.seed, dense=config.dense)
+        loss = replace(config.loss, group=self.group)
+        return Teacher(config.model, loss, self.vocabulary, config.seed, dense=config.dense)
 
     def stream(self, rank: int, world: int, saved: State | None, step: int) -> Stream:
         """Read the training tokens, short sequences first where a curriculum is asked for."""
@@ -135,6 +147,7 @@ class TeacherProgram(_OnTokens):
             seed=train.seed,
             rank=rank,
             world=world,
+            group=self.group,
         )
 
 

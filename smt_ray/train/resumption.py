@@ -72,7 +72,7 @@ def _result(location: Location) -> dict[str, Any]:
     for rank in ranks:
         _check_tensors(location / f"weights-{rank:05d}.safetensors")
         stream = location / f"stream-{rank:05d}.safetensors"
-        if stream.exists():
+        if state.get("stream") or stream.exists():  # older ones do not say
             _check_tensors(stream)
     return {"version": 0, "checkpoint_dir_name": location.name, "metrics": metrics}
 

@@ -25,6 +25,8 @@ class Step:
     """The objective's state after the step, for all rows of the batch."""
     stopping: bool
     """Whether any rank asked to stop."""
+    saving: bool
+    """Whether any rank asked for a checkpoint."""
 
 
 class Stepper:
@@ -39,10 +41,17 @@ class Stepper:
         self.step(batch, rate=0.0)
         saved.restore_optimizer(self.engine)
 
-    def step(self, batch: Batch, rate: float, *, stop: bool = False) -> Step:
-        """Take one optimizer step at learning rate `rate`; with `stop`, tell all ranks to stop."""
+    def step(self, batch: Batch, rate: float, *, stop: bool = False, save: bool = False) -> Step:
+        """Take one optimizer step at learning rate `rate`.
+
+        Args:
+            batch: this rank's share.
+            rate: learning rate.
+            stop: tell all ranks to stop.
+            save: tell all ranks to save a checkpoint.
+        """
         micros = self._split(batch)
-        stopping = self._share_counts(micros, stop)
+        stopping, saving = self._share_counts(micros, stop, save)
         results, norms = self.engine.step(micros, rate)
         carries = [result.pop("carry") for result in results if "carry" in result]
         metrics: dict[str, Tensor] = {}
@@ -50,7 +59,7 @@ class Stepper:
             for name, value in result.items():
                 key = "loss/total" if name == "loss" else name
                 metrics[key] = metrics.get(key, 0.0) + value.detach() / len(micros)
-        return Step(metrics | norms, torch.cat(carries) if carries else None, stopping)
+        return Step(metrics | norms, torch.cat(carries) if carries else None, stopping, saving)
 
     def validate(self, batch: Batch) -> dict[str, Tensor]:
         """Return this rank's validation metrics, means over its micro-batches."""
@@ -66,7 +75,7 @@ class Stepper:
     ) -> dict[str, Tensor]:
         self.objective.eval()
         micros = self._split(batch)
-        self._share_counts(micros, stop=False)
+        self._share_counts(micros)
         metrics: dict[str, Tensor] = {}
         for micro in micros:
             for name, value in figures(micro).items():
@@ -92,22 +101,29 @@ class Stepper:
         return means
 
     def _split(self, batch: Batch) -> list[Batch]:
-        """Cut a rank's batch into micro-batches on the device; scalars go to each."""
-        pieces = self.engine.pieces
+        """Cut a rank's batch into micro-batches of whole groups; scalars go to each."""
+        pieces, group = self.engine.pieces, self.engine.group
+        groups = len(batch["inputs"]) // group
+        cuts = [n * groups // pieces * group for n in range(1, pieces)]
         split = {
-            name: value.to(self.engine.device, non_blocking=True).chunk(pieces)
+            name: value.to(self.engine.device, non_blocking=True).tensor_split(cuts)
             if value.dim()
             else [value] * pieces
             for name, value in batch.items()
         }
         return [{name: value[n] for name, value in split.items()} for n in range(pieces)]
 
-    def _share_counts(self, micros: list[Batch], stop: bool) -> bool:
-        """Set each micro-batch's `counts` to the global mean; return whether any rank must stop."""
+    def _share_counts(self, micros: list[Batch], *wishes: bool) -> list[bool]:
+        """Set each micro-batch's `counts` to the global mean; return what any rank wishes."""
         counts = torch.stack([self.objective.counts(micro) for micro in micros]).mean(0)
-        shared = torch.cat((counts, counts.new_tensor([float(stop)]))).to(self.engine.device)
+        asked = counts.new_tensor([float(wish) for wish in wishes])
+        shared = torch.cat((counts, asked)).to(self.engine.device)
         self.engine.sum(shared)
         shared /= self.engine.world
         for micro in micros:
-            micro["counts"] = shared[:-1]
-        return bool(shared[-1] > 0)
+            micro["counts"] = shared[: len(counts)]
+        return [wish > 0 for wish in shared[len(counts) :].tolist()] if wishes else []
+
+    def wait(self) -> None:
+        """Wait for all ranks."""
+        self.mean({"": torch.zeros((), device=self.engine.device)})

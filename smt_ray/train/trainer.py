@@ -1,7 +1,11 @@
 """Ray Train around the loop: workers, failures, checkpoints kept, and the weights that come out."""
 
 import logging
+import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import ceil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from textwrap import shorten
@@ -13,6 +17,7 @@ from ray.exceptions import RayError
 from ray.train.torch import TorchTrainer
 
 from smt_ray.cluster import interruption
+from smt_ray.cluster.heartbeat import Unanswered
 from smt_ray.cluster.interruption import Stopped
 from smt_ray.cluster.monitor import monitored
 from smt_ray.cluster.session import WORKER_ENVIRONMENT
@@ -21,13 +26,16 @@ from smt_ray.data.storage import Location
 from smt_ray.data.weights import write_weights
 from smt_ray.train.checkpoint import Checkpoint
 from smt_ray.train.failures import Failures
-from smt_ray.train.loop import Program
+from smt_ray.train.loop import Program, StepSkipped
 from smt_ray.train.metrics import read_metrics
 from smt_ray.train.process_group import GroupConfig
 from smt_ray.train.resumption import last_whole
 from smt_ray.train.worker import Assignment, train_worker
 
 logger = logging.getLogger(__name__)
+NAMED = (Unanswered, StepSkipped)
+"""Failures that say more than that of a worker which was lost with them."""
+BARRIER, ANSWER = "RAY_TRAIN_COLLECTIVE_TIMEOUT_S", "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
 RUN = "train"
 """Ray Train's name of every training: its directory below the stage's."""
 KEPT = 2
@@ -61,17 +69,17 @@ def fit(
     start = last_whole(output / RUN, stage)
     if 0 < start < program.train.steps:
         logger.info("%-10s going on from step %d of %d", stage, start, program.train.steps)
-    with monitored(program.config.name) as board:
+    with monitored(program.config.name) as board, _limited(runtime.timeout_s):
         result = _run(_trainer(program, runtime, output, board, traced_steps), stage, runtime)
     assert result.metrics
     assert result.best_checkpoints
     if (step := result.metrics["step"]) < program.train.steps:
         logger.info("%s: stopped at step %d; the same command goes on from there", stage, step)
         raise Stopped(interruption.asked() or signal.SIGTERM)
-    best, metrics = min(result.best_checkpoints, key=lambda kept: kept[1]["validation/loss"])
+    best, metrics = min(result.best_checkpoints, key=lambda one: one[1]["validation/loss"])
     with TemporaryDirectory() as directory:
-        weights = Checkpoint(Path(best.to_directory(directory))).weights()
-        write_weights(output, weights)
+        kept = Checkpoint(Location(best.filesystem, best.path), Path(directory))
+        write_weights(output, kept.weights())  # mapped from the file, not read a second time
     rates = sorted(
         row["rate/tokens_per_s"] for row in read_metrics(output) if "rate/tokens_per_s" in row
     )
@@ -87,12 +95,14 @@ def _trainer(
     program: Program, runtime: RuntimeConfig, output: Location, board: Any, traced_steps: int
 ) -> TorchTrainer:
     assignment = Assignment(program, runtime, output, board, traced_steps)
+    failures = Failures(program.config.name, program.stage, board, runtime.timeout_s)
+    fewest, most = runtime.fewest_workers, runtime.worker_count
     return _Trainer(
         train_worker,
         train_loop_config={"assignment": assignment},
-        torch_config=GroupConfig(),
+        torch_config=GroupConfig(timeout_s=ceil(runtime.timeout_s)),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=runtime.worker_count,
+            num_workers=most if fewest == most else (fewest, most),  # type: ignore[arg-type]
             use_gpu=runtime.gpu,
             resources_per_worker=runtime.resources,
         ),
@@ -100,16 +110,36 @@ def _trainer(
             name=RUN,
             storage_path=output.path,
             storage_filesystem=output.filesystem,
-            failure_config=ray.train.FailureConfig(max_failures=runtime.max_failures),
+            failure_config=ray.train.FailureConfig(  # type: ignore[call-arg]
+                max_failures=runtime.max_failures + program.train.skip_nonfinite,
+                max_preemption_failures=-1,
+            ),
             checkpoint_config=ray.train.CheckpointConfig(
                 num_to_keep=KEPT,
                 checkpoint_score_attribute="validation/loss",
                 checkpoint_score_order="min",
             ),
-            callbacks=[Failures(program.config.name, program.stage)],  # type: ignore[list-item]
+            callbacks=[failures],  # type: ignore[list-item]
             worker_runtime_env={"env_vars": WORKER_ENVIRONMENT},
         ),
     )
+
+
+@contextmanager
+def _limited(timeout_s: float) -> Iterator[None]:
+    """Limit Ray Train's own barriers, and its wait for a worker that does not answer.
+
+    Its controller takes these variables from the driver. Collectives of the training come first:
+    they know who is missing.
+    """
+    limits = {BARRIER: timeout_s, ANSWER: 1.5 * timeout_s}
+    own = {name: str(limit) for name, limit in limits.items() if name not in os.environ}
+    os.environ.update(own)
+    try:
+        yield
+    finally:
+        for name in own:
+            del os.environ[name]
 
 
 def _run(trainer: TorchTrainer, stage: str, runtime: RuntimeConfig) -> ray.train.Result:
@@ -130,12 +160,14 @@ def _run(trainer: TorchTrainer, stage: str, runtime: RuntimeConfig) -> ray.train
             raise ValueError(" ".join(str(failure).split())) from error
         raise
     except ray.train.WorkerGroupError as error:
-        lost = next(iter(error.worker_failures.values()))
-        if not type(lost).__module__.startswith("ray."):
+        lost = list(error.worker_failures.values())
+        named = [one for one in lost if isinstance(one, NAMED)]
+        if not named and any(not type(one).__module__.startswith("ray.") for one in lost):
             raise
+        first = [*named, *lost][0]
         raise ValueError(
             f"runtime.max-failures={runtime.max_failures}: {stage} has lost workers more often; "
-            f"the same command goes on from its last checkpoint ({shorten(str(lost), 200)})"
+            f"the same command goes on from its last checkpoint ({shorten(str(first), 200)})"
         ) from error
     except RayError:
         if not interruption.asked():

@@ -8,7 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import ray.train
+from ray.exceptions import RayError
+from ray.train import CheckpointUploadMode
+from ray.train.v2._internal.execution.context import get_train_context
 
+from smt_ray.cluster.heartbeat import Heart, Unanswered
 from smt_ray.cluster.monitor import Reporter
 from smt_ray.cluster.zero import prepare_process
 from smt_ray.config import RuntimeConfig, TrainConfig
@@ -17,8 +21,11 @@ from smt_ray.objectives.objective import Objective
 from smt_ray.train.checkpoint import Checkpoint, State, save_checkpoint
 from smt_ray.train.engine import DeepSpeedEngine, Engine
 from smt_ray.train.host import Host
-from smt_ray.train.loop import Program, train
+from smt_ray.train.loop import Program, StepSkipped, train
 from smt_ray.train.metrics import MetricsLog
+
+SKIPPED = "skipped.json"
+"""The steps of a stage that are left out, by number."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +45,18 @@ def train_worker(settings: dict[str, Assignment]) -> None:
 
     Raises:
         FloatingPointError: if a figure is not finite; it names the step.
+        StepSkipped: if that step is left out from the next start on.
+        Unanswered: if a collective was given up; it names the rank that did not take part.
     """
     assignment = settings["assignment"]
     host = RayTrainHost(assignment)
-    train(assignment.program, host, assignment.runtime, traced_steps=assignment.traced_steps)
+    try:
+        train(assignment.program, host, assignment.runtime, traced_steps=assignment.traced_steps)
+    except (RuntimeError, RayError) as error:
+        if isinstance(error, StepSkipped) or not (missed := host.heart.missed()):
+            raise
+        assignment.board.explain.remote(missed)
+        raise Unanswered(f"{assignment.program.stage}: {missed}") from error
 
 
 class RayTrainHost(Host):
@@ -53,21 +68,24 @@ class RayTrainHost(Host):
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.assignment = assignment
         self.device = prepare_process(assignment.runtime)
+        self.heart = Heart(assignment.board, self.rank, assignment.runtime.timeout_s)
         self.log: MetricsLog | None = None
         self.reporter: Reporter | None = None
+        self.notice: Any = None
 
     def engine(self, objective: Objective, train: TrainConfig) -> Engine:
         """Return a DeepSpeed engine over all workers."""
         program, runtime = self.assignment.program, self.assignment.runtime
-        group = program.config.loss.group if program.stage == "teacher" else 1
-        return DeepSpeedEngine(objective, train, runtime, self.device, group=group)
+        return DeepSpeedEngine(objective, train, runtime, self.device, group=program.group)
 
     @contextmanager
     def latest(self) -> Iterator[Checkpoint | None]:
         """Open Ray Train's latest checkpoint; rank 0 goes on with its metrics."""
         latest = ray.train.get_checkpoint()
         with tempfile.TemporaryDirectory() as empty:
-            saved = Checkpoint(Path(latest.to_directory(empty))) if latest else None
+            saved = None
+            if latest:
+                saved = Checkpoint(Location(latest.filesystem, latest.path), Path(empty))
             if self.rank == 0:
                 self._open_log(saved.step if saved else 0)
             yield saved
@@ -76,19 +94,41 @@ class RayTrainHost(Host):
         program, output = self.assignment.program, self.assignment.output
         self.log = MetricsLog(program.config, output, program.stage, done)
         steps = program.train.steps
-        self.reporter = Reporter(self.assignment.board, program.stage, done, steps)
+        self.reporter = Reporter(self.assignment.board, program.stage, done, steps, self.world)
 
     def save(self, engine: Engine, step: int, stream: State, loss: float) -> None:
-        """Save a portable checkpoint through Ray Train."""
-        with tempfile.TemporaryDirectory() as directory:
-            save_checkpoint(engine, Path(directory), step, stream, loss)
-            if self.log:
-                self.log.flush()
-            ray.train.report(
-                {"step": step, "validation/loss": loss},
-                checkpoint=ray.train.Checkpoint.from_directory(directory),
-                checkpoint_dir_name=f"step-{step:09d}",
-            )
+        """Save a portable checkpoint here; Ray Train uploads it while the next steps are taken."""
+        directory = tempfile.mkdtemp(prefix="smt-ray-checkpoint-")
+        save_checkpoint(engine, Path(directory), step, stream, loss)
+        if self.log:
+            self.log.flush()
+        ray.train.report(
+            {"step": step, "validation/loss": loss},
+            checkpoint=ray.train.Checkpoint.from_directory(directory),
+            checkpoint_dir_name=f"step-{step:09d}",
+            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+            delete_local_checkpoint_after_upload=True,
+        )
+
+    def save_requested(self) -> bool:
+        """Return whether a node is to be taken away; once for each notice."""
+        notice = get_train_context().preemption_context.preemption_info
+        new = notice is not None and notice != self.notice
+        self.notice = notice
+        return new
+
+    def skipped(self) -> list[int]:
+        """Return the steps that are left out, from the file beside the metrics."""
+        file = self.assignment.output / SKIPPED
+        return file.read_json()["steps"] if file.exists() else []
+
+    def skip(self, step: int, why: str) -> None:
+        """Note a step that is left out, and why, on rank 0."""
+        if self.rank == 0:
+            steps = sorted({*self.skipped(), step})
+            (self.assignment.output / SKIPPED).write_json({"steps": steps})
+            cause = why.removeprefix(f"{self.assignment.program.stage}: ")
+            self.assignment.board.explain.remote(f"{cause}, which is left out,")
 
     def record(self, step: int, values: dict[str, Any]) -> None:
         """Write the row, on rank 0."""
@@ -96,10 +136,12 @@ class RayTrainHost(Host):
             self.log.add(step, values)
 
     def stop_requested(self, done: int, loss: float, rate: float) -> bool:
-        """Return the driver's wish; only rank 0 talks to the driver."""
+        """Return the driver's wish; only rank 0 asks for it."""
+        self.heart.arrive(done + 1)
         return self.reporter.stop_requested(done, loss, rate) if self.reporter else False
 
     def close(self) -> None:
-        """Write the metrics out."""
+        """Write the metrics out, and beat no more."""
+        self.heart.stop()
         if self.log:
             self.log.close()

@@ -94,8 +94,7 @@ def train(
     """
     world = dist.get_world_size()
     runtime = RuntimeConfig(device="cpu", workers=world, log_every=1, **settings)
-    group = program.config.loss.group if program.stage == "teacher" else 1
-    host = RankHost(runtime, group, stop, directory)
+    host = RankHost(runtime, program.group, stop, directory)
     run_loop(FromRandomWeights(program), host, runtime)
     dist.barrier()
     host.built.destroy()

@@ -47,22 +47,48 @@ class Program(DmtProgram):
     """DMT; with `harm`, it kills a rank at step KILLED once, and crawls from step SLOW once."""
 
     harm: str = ""
+    bad: tuple[int, ...] = ()
+    """Steps whose labels are no numbers, from 1 on."""
 
     def stream(self, rank, world, saved, step):
         stream = super().stream(rank, world, saved, step)
+        if self.bad:
+            return Poisoned(stream, self.bad)
         return Harmed(stream, Path(self.harm), rank) if self.harm else stream
 
 
-class Harmed(Stream):
-    """A stream that does what the files in `place` say was not yet done."""
+class Around(Stream):
+    """Another stream, whose batches may be changed."""
 
-    def __init__(self, stream: Stream, place: Path, rank: int) -> None:
-        self.stream, self.place, self.rank = stream, place, rank
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
         self.carry, self.state, self.probe = (  # type: ignore[method-assign]
             stream.carry,
             stream.state,
             stream.probe,
         )
+
+
+class Poisoned(Around):
+    """A stream whose labels are no numbers at some steps."""
+
+    def __init__(self, stream: Stream, bad: tuple[int, ...]) -> None:
+        super().__init__(stream)
+        self.bad = bad
+
+    def batch(self, step):
+        batch = self.stream.batch(step)
+        if step + 1 in self.bad:
+            batch = {**batch, "memory": batch["memory"] * float("nan")}
+        return batch
+
+
+class Harmed(Around):
+    """A stream that does what the files in `place` say was not yet done."""
+
+    def __init__(self, stream: Stream, place: Path, rank: int) -> None:
+        super().__init__(stream)
+        self.place, self.rank = place, rank
 
     def batch(self, step):
         if step == KILLED and self.rank == 1 and not (self.place / "killed").exists():

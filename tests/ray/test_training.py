@@ -17,6 +17,8 @@ from safetensors.torch import load_file
 
 from smt_ray.data.storage import Location
 from smt_ray.train.checkpoint import Checkpoint
+from smt_ray.train.host import InProcess
+from smt_ray.train.loop import train
 from smt_ray.train.trainer import fit
 from tests.ray.driver import CONFIG, KILLED, RUNTIME, SLOW, STEPS, prepare, program
 
@@ -123,8 +125,44 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
     plain = prepare(tmp_path)
     config = CONFIG.override("dmt.learning-rate", 1e30).override("runtime.workers", 1)
     bad = dataclasses.replace(plain, config=config)
-    with pytest.raises(
-        ValueError, match=r"^dmt: loss/total.* not finite at step (\d+); lower its "
-    ):
+    said = (
+        r"^dmt: loss/total.* not finite at step (\d+); lower its learning-rate=1e\+30, or raise "
+        r"optimizer.skip-nonfinite=0 to leave such steps out \(rank 0 had the sequences "
+        r"\d+(, \d+){7}; the last checkpoint is of step 0\)$"
+    )
+    with pytest.raises(ValueError, match=said):
         fit(bad, config.runtime, Location.of(tmp_path / "bad").make_dir())
     assert [path.name for path in checkpoints(tmp_path / "bad")] == ["step-000000000"]
+
+
+class WithoutSteps(InProcess):
+    """This process, which leaves steps out."""
+
+    def skipped(self):
+        return [33]
+
+
+def test_a_step_that_is_not_finite_is_left_out_as_often_as_may_be(tmp_path, caplog):
+    plain = prepare(tmp_path)
+    host = WithoutSteps()
+    train(plain, host, RUNTIME)
+    expected = {r["step"]: r["loss/total"] for r in host.rows_of_metrics if "loss/total" in r}
+    assert [*expected] == [step for step in range(1, STEPS + 1) if step != 33]
+
+    config = CONFIG.override("optimizer.skip-nonfinite", 1)
+    runtime = dataclasses.replace(RUNTIME, max_failures=0)
+    once = dataclasses.replace(plain, config=config, bad=(33,))
+    with caplog.at_level("INFO"):
+        fit(once, runtime, Location.of(tmp_path / "once").make_dir())
+    training, _ = read_rows(tmp_path / "once")
+    assert {row["step"]: row["loss/total"] for row in training} == pytest.approx(expected, rel=1e-4)
+    assert json.loads((tmp_path / "once" / "skipped.json").read_text()) == {"steps": [33]}
+    assert re.search(
+        r"dmt: loss/total, .* not finite at step 33, which is left out, after step \d+; going on "
+        r"from step 25",
+        caplog.text,
+    )
+
+    twice = dataclasses.replace(once, bad=(33, 35))
+    with pytest.raises(ValueError, match=r"not finite at step 35; .* skip-nonfinite=1 to leave "):
+        fit(twice, runtime, Location.of(tmp_path / "twice").make_dir())

@@ -320,7 +320,7 @@ def test_what_is_for_another_job_or_for_none_is_answered_in_one_line(job, argume
         (["--teacher.learning-rate", "0"], "teacher.learning-rate=0.0: must be > 0"),
         (["--dmt.steps", "0"], "dmt.steps=0: must be >= 1"),
         (["--labels.fraction", "2"], "labels.fraction=2.0: must be in (0, 1]"),
-        (["--runtime.workers", "5"], "runtime.workers=5: must divide teacher.global-batch=8 .*"),
+        (["--runtime.workers", "9"], "runtime.workers=9: teacher.global-batch=8 has a sequence .*"),
         (["--runtime.workers", "many"], ".*many.*"),
         (["--name", "a/b"], "name='a/b': must be a plain directory name, not `artifacts`"),
         (["--config", "{}/none.yaml"], "config={}/none.yaml: cannot be read .*"),

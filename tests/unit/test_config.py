@@ -72,6 +72,7 @@ def test_integers_become_floats(key):
         ("runtime.workers", "2", 2),
         ("runtime.workers", 2.0, 2),
         ("runtime.workers", "auto", "auto"),
+        ("runtime.workers", "1:4", "1:4"),
     ],
 )
 def test_an_obvious_number_is_taken(key, given, value):
@@ -107,27 +108,31 @@ def test_whitening_needs_sequences_to_compare():
     assert runs.group == 4
     assert runs.override("runtime.workers", 2).group == 2
     message = (
-        "loss.whiten-dynamics=slots: needs two sequences that are compared: loss.group, and the "
-        "share of one worker in teacher.global-batch=4, must be even"
+        "loss.whiten-dynamics=slots: needs two sequences that are compared: loss.group and "
+        "teacher.global-batch=4 must have a divisor above 1 that leaves a group for each of "
+        "runtime.workers="
     )
-    for key, value in {"runtime.workers": 4, "loss.group": 3}.items():
-        with _refused(message):
+    for key, value, workers in (("runtime.workers", 3, 3), ("loss.group", 3, "auto")):
+        with _refused(f"{message}{workers}"):
             runs.override(key, value)
 
 
 @pytest.mark.parametrize(
-    ("share", "most", "rows"), [(8, 16, 8), (8, 3, 2), (7, 6, 1), (1, 1, 1), (24, 16, 12)]
+    ("batch", "workers", "most", "group", "pieces"),
+    [
+        (16, 2, 16, 1, 1),
+        (16, 2, 3, 1, 3),
+        (48, 2, 16, 1, 2),
+        (7, 2, 2, 1, 2),
+        (7, 3, 1, 1, 2),  # the third has three sequences, the others two
+        (48, 2, 16, 8, 2),
+        (48, 2, 1, 8, 3),  # one group at least
+        (20, 3, 4, 4, 1),  # five groups: one worker has one alone
+        (8, 4, 16, 4, 1),
+    ],
 )
-def test_a_forward_takes_the_largest_divisor_of_a_share(share, most, rows):
-    assert RuntimeConfig(micro_batch=most).rows(2 * share, 2) == rows
-
-
-@pytest.mark.parametrize(
-    ("share", "most", "group", "rows"),
-    [(24, 16, 4, 12), (24, 16, 8, 8), (24, 4, 8, 8), (24, 1, 1, 1), (6, 16, 4, 6), (7, 16, 4, 7)],
-)
-def test_a_forward_takes_whole_groups_and_one_at_least(share, most, group, rows):
-    assert RuntimeConfig(micro_batch=most).rows(2 * share, 2, group) == rows
+def test_all_workers_take_the_same_number_of_forwards(batch, workers, most, group, pieces):
+    assert RuntimeConfig(micro_batch=most).pieces(batch, workers, group) == pieces
 
 
 def test_an_unknown_field_of_a_dictionary_names_the_nearest():
@@ -156,9 +161,16 @@ def test_an_unknown_field_of_a_dictionary_names_the_nearest():
         ("loss.dynamics", None, "loss.dynamics=None: must be a number"),
         ("loss.dynamics", float("inf"), "loss.dynamics=inf: must be finite"),
         ("name", 7, "name=7: must be text; put it in quotes"),
-        ("runtime.workers", "many", "runtime.workers='many': must be a whole number, or 'auto'"),
-        ("runtime.workers", 1.5, "runtime.workers=1.5: must be a whole number, or 'auto'"),
-        ("runtime.workers", True, "runtime.workers=True: must be a whole number, or 'auto'"),
+        ("runtime.gang-ranks", 1.5, "runtime.gang-ranks=1.5: must be a whole number, or 'auto'"),
+        *(
+            (
+                "runtime.workers",
+                workers,
+                f"runtime.workers={workers}: must be a whole number >= 1, auto, or MIN:MAX as in "
+                "2:8",
+            )
+            for workers in ("many", 1.5, True, "2:", "0:2", "3:2", "1:2:3", "-1:2", "")
+        ),
         ("runtime.device", "tpu", "runtime.device='tpu': must be one of auto, cpu, gpu"),
         ("runtime.zero-stage", True, "runtime.zero-stage=True: must be one of 0, 1, 2, 3"),
         (
@@ -215,7 +227,11 @@ def test_an_unknown_field_of_a_dictionary_names_the_nearest():
         ("unroll.span", 0, "unroll.span=0: must be >= 1"),
         ("unroll.visits", 0.5, "unroll.visits=0.5: must be >= 1"),
         ("experimental.readout", -1, "experimental.readout=-1.0: must be >= 0"),
-        ("runtime.workers", 0, "runtime.workers=0: must be >= 1, or auto"),
+        (
+            "runtime.workers",
+            0,
+            "runtime.workers=0: must be a whole number >= 1, auto, or MIN:MAX as in 2:8",
+        ),
         ("runtime.threads", 0, "runtime.threads=0: must be >= 1"),
         ("runtime.micro-batch", 0, "runtime.micro-batch=0: must be >= 1"),
         ("runtime.gangs", 0, "runtime.gangs=0: must be >= 1"),
@@ -245,8 +261,9 @@ def test_an_unknown_field_of_a_dictionary_names_the_nearest():
         ("loss.horizon", 129, "loss.horizon=129: must be <= data.sequence-length=128"),
         (
             "runtime.workers",
-            3,
-            "runtime.workers=3: must divide teacher.global-batch=32 into equal shares",
+            33,
+            "runtime.workers=33: teacher.global-batch=32 has a sequence for so many only; lower "
+            "the one or raise the other",
         ),
     ],
 )
@@ -276,9 +293,13 @@ def test_a_bidirectional_encoder_turns_dense_off_by_itself():
 
 
 def test_a_stage_that_is_left_out_is_not_checked():
-    run = RunConfig().update({"bptt": {"global_batch": 7}, "runtime": {"workers": 2}})
+    run = RunConfig().update({"bptt": {"global_batch": 7}, "runtime": {"workers": 8}})
     assert "bptt" not in run.stages()
-    with _refused("runtime.workers=2: must divide bptt.global-batch=7 into equal shares"):
+    message = (
+        "runtime.workers=8: bptt.global-batch=7 has a sequence for so many only; lower the one or "
+        "raise the other"
+    )
+    with _refused(message):
         run.override("bptt.steps", 1)
     with _refused("finetune.learning-rate=0.0: must be > 0"):
         run.update({"finetune": {"steps": 1, "learning_rate": 0}})

@@ -72,8 +72,10 @@ def test_a_plan_of_1e12_tokens_takes_no_memory_and_no_time():
     assert taken < 0.02  # 1 ms on an idle machine
 
 
-def test_shares_are_consecutive_and_as_equal_as_can_be():
-    for total, world in ((8, 2), (10, 4), (128, 7)):
-        parts = [[*range(total)][share(total, rank, world)] for rank in range(world)]
+@pytest.mark.parametrize("group", [1, 2, 4])
+def test_shares_are_consecutive_groups_and_as_equal_as_can_be(group):
+    for total, world in ((8, 2), (20, 4), (128, 7)):
+        parts = [[*range(total)][share(total, rank, world, group)] for rank in range(world)]
         assert [*itertools.chain(*parts)] == [*range(total)]
-        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+        assert max(map(len, parts)) - min(map(len, parts)) <= group
+        assert all(len(part) % group == 0 for part in parts)

@@ -1,11 +1,18 @@
 """What `auto` comes to on a machine, and that no number of workers decides a result."""
 
 import sys
-from math import gcd
 
 import pytest
 
-from smt_ray.cluster.resources import cpus_needed, gpus_needed, here, processes, resolved
+from smt_ray.cluster.resources import (
+    check_room,
+    cpus_needed,
+    fewest,
+    gpus_needed,
+    here,
+    processes,
+    resolved,
+)
 from smt_ray.config import LabelConfig, RunConfig, RuntimeConfig, leaves
 from smt_ray.config.presets import PRESETS, preset
 from smt_ray.pipeline.recipes import on_source
@@ -64,6 +71,19 @@ def test_what_is_given_stays():
     assert found(preset("large").override("runtime.device", "cpu"), EIGHT_GPUS) == ("cpu", 2, 2)
 
 
+def test_workers_that_come_and_go_are_planned_for_at_their_most():
+    run = resolved(preset("large").override("runtime.workers", "1:4"), LAPTOP)
+    assert (run.runtime.fewest_workers, run.runtime.worker_count) == (1, 4)
+    assert (processes(run), processes(fewest(run))) == (4, 2)  # of two gang ranks
+    check_room(run, {"CPU": 4.0})
+    with pytest.raises(ValueError, match=r"^runtime\.workers=1:4, .* need 4 CPUs, .* has 3; give "):
+        check_room(run, {"CPU": 3.0})
+    tiny = preset("tiny").override("runtime.workers", "1:4")
+    assert tiny.group == 2
+    with pytest.raises(ValueError, match=r"^runtime\.workers=1:9: teacher\.global-batch=8 "):
+        tiny.override("runtime.workers", "1:9")
+
+
 def test_the_gpus_are_shared_among_the_gangs():
     run = preset("large")
     assert found(run.override("runtime.gangs", 2), EIGHT_GPUS) == ("gpu", 8, 4)
@@ -73,14 +93,14 @@ def test_the_gpus_are_shared_among_the_gangs():
 
 @pytest.mark.parametrize(
     ("batches", "workers"),
-    [({}, 8), ({"dmt": 12}, 4), ({"transition": 7}, 1), ({"finetune": 6}, 8), ({"bptt": 20}, 4)],
+    [({}, 8), ({"dmt": 12}, 8), ({"transition": 7}, 7), ({"finetune": 6}, 8), ({"bptt": 3}, 3)],
 )
 def test_auto_workers_share_every_batch_that_is_trained_on(batches, workers):
     run = RunConfig().update({"loss": {"group": 2}, "bptt": {"steps": 1}})
     run = run.update({stage: {"global_batch": batch} for stage, batch in batches.items()})
     assert found(run, EIGHT_GPUS)[1] == workers
     for train in run.stages().values():
-        assert train.global_batch % workers == 0
+        assert train.global_batch >= workers
 
 
 def runs():
@@ -102,26 +122,22 @@ def test_auto_never_changes_what_is_compared_or_any_artifact():
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
-def test_any_workers_that_divide_every_batch_are_taken(name):
+def test_any_workers_that_have_a_sequence_each_are_taken(name):
     run = preset(name)
     for stage in ("finetune", "bptt"):
         run = run.override(f"{stage}.steps", 10)
-    common = gcd(*(train.global_batch for train in run.stages().values()))
-    taken = [n for n in range(1, common + 1) if common % n == 0]
-    assert len(taken) > 3
-    for workers in taken:
+    most = min(train.global_batch for train in run.stages().values())
+    for workers in range(1, most + 1):
         own = resolved(run.override("runtime.workers", workers), EIGHT_GPUS)
         assert own.runtime.worker_count == workers
-        assert own.group == gcd(run.loss.group, run.teacher.global_batch // workers)
-        for train in own.stages().values():
-            share = train.global_batch // workers
-            for group in (1, own.group):
-                rows = own.runtime.rows(train.global_batch, workers, group)
-                assert share % rows == 0
-                assert rows <= max(own.runtime.micro_batch, gcd(group, share))
-    for workers in {2 * common, 3, 5} - set(taken):
-        with pytest.raises(ValueError, match=rf"^runtime\.workers={workers}: must divide "):
-            run.override("runtime.workers", workers)
+        assert run.loss.group % own.group == run.teacher.global_batch % own.group == 0
+        for stage, train in own.stages().items():
+            group = own.group if stage == "teacher" else 1
+            groups = train.global_batch // group
+            assert groups >= workers
+            assert 1 <= own.runtime.pieces(train.global_batch, workers, group) <= groups // workers
+    with pytest.raises(ValueError, match=rf"^runtime\.workers={most + 1}: "):
+        run.override("runtime.workers", most + 1)
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))

@@ -105,3 +105,13 @@ def test_a_storage_that_does_not_answer_costs_no_checkpoint(place):
         last_whole(Location.of(place), "dmt")
     assert not isinstance(caught.value, FileNotFoundError)
     assert file.parent.exists()
+
+
+def test_a_state_of_the_stream_that_was_not_uploaded_is_missed(place):
+    directory = place / "step-000000020"
+    state = json.loads((directory / "state.json").read_text())
+    (directory / "state.json").write_text(json.dumps({**state, "stream": True}))
+    shutil.copy(directory / "stream-00000.safetensors", directory / "stream-00001.safetensors")
+    assert last_whole(Location.of(place), "dmt") == 20
+    (directory / "stream-00001.safetensors").unlink()
+    assert last_whole(Location.of(place), "dmt") == 10

@@ -48,8 +48,8 @@ def test_measurements_scale_weakly_and_strongly():
     assert weak.stages()["teacher"].validation_batches == 1
     assert weak.runtime.log_every == 2
     assert found["labels-weak-2"].config.runtime.gangs == 2
-    with pytest.raises(ValueError, match=r"^runtime\.workers=3: must divide teacher\.global-batch"):
-        measurements(TINY, [1, 3], [1], steps=16)
+    with pytest.raises(ValueError, match=r"^runtime\.workers=9: teacher\.global-batch=8"):
+        measurements(TINY, [1, 9], [1], steps=16)
 
 
 def test_times_are_those_of_the_steady_state():

@@ -171,7 +171,7 @@ def test_the_group_that_is_compared_decides_the_teacher():
     assert settings(run, SOURCE)["teacher"] == settings(four, SOURCE)["teacher"]
     two = run.override("loss.group", 2)
     assert same(run, two) == {"tokens"}
-    shared = run.update({"runtime": {"workers": 2}, "transition": {"global_batch": 16}})
+    shared = run.update({"runtime": {"workers": 4}, "transition": {"global_batch": 16}})
     other = two.override("transition.global-batch", 16)
     assert shared.group == 2
     assert same(shared, other) == set(PLAIN)
@@ -182,10 +182,10 @@ def test_where_and_how_fast_a_run_is_made_decides_nothing():
     values = {
         "preset": "small", "name": "other", "storage": "/elsewhere", "runtime.device": "gpu",
         "runtime.workers": 8, "runtime.gang-ranks": 3, "runtime.zero-stage": 3,
-        "runtime.wandb-project": "mine",
+        "runtime.wandb-project": "mine", "optimizer.skip-nonfinite": 2,
     }  # fmt: skip
     names = [name for name in leaves(run) if name.startswith("runtime.") or name in values]
-    assert len(names) == 3 + len(leaves(run.runtime))
+    assert len(names) == 4 + len(leaves(run.runtime))
     for name in names:
         other = run.override(name, values[name] if name in values else leaves(run)[name] + 1)
         assert leaves(other)[name] != leaves(run)[name]
@@ -204,7 +204,9 @@ def test_every_other_field_decides_something():
         "model.width": 96, "model.heads": 8, "loss.group": 8, "labels.fraction": 0.5,
         "transition.cell-depth": 2,
     }  # fmt: skip
-    plain = ("runtime.", "data.", "labels.mode", "name", "preset", "storage")
+    plain = (
+        "runtime.", "data.", "labels.mode", "name", "preset", "storage", "optimizer.skip-nonfinite"
+    )  # fmt: skip
     other: Any
     for name, value in leaves(run).items():
         if name.startswith(plain):

@@ -164,5 +164,5 @@ def test_a_step_that_is_not_finite_is_left_out_as_often_as_may_be(tmp_path, capl
     )
 
     twice = dataclasses.replace(once, bad=(33, 35))
-    with pytest.raises(ValueError, match=r"not finite at step 35; .* skip-nonfinite=1 to leave "):
+    with pytest.raises(ValueError, match=r"not finite at step 35; .*skip-nonfinite=1 to leave "):
         fit(twice, runtime, Location.of(tmp_path / "twice").make_dir())

@@ -16,9 +16,11 @@ from jaxtyping import Int
 from smt_ray.config import DataConfig, masked
 from smt_ray.data import sources
 from smt_ray.data.export import ExportedRNN
+from smt_ray.data.shards import from_column, token_type
 from smt_ray.data.source_plan import SourcePlan, plan_source
+from smt_ray.evaluation.budget import rows_at_once
 from smt_ray.evaluation.ngrams import NgramModel
-from smt_ray.evaluation.scores import Score, rows_at_once
+from smt_ray.evaluation.scores import Score
 from smt_ray.objectives.objective import hashed
 
 ROWS = 1024
@@ -44,9 +46,9 @@ def score_source(rnn: ExportedRNN, data: DataConfig, sequences: int) -> dict[str
     held = _draw(_tables(rnn, plan, "validation"), sequences)
     if held is None:
         raise sources.too_short(data, "validation", 0)
-    windows, units = _windows(held), held["bytes"].to_numpy()
+    windows, units = _windows(held, rnn.vocabulary), held["bytes"].to_numpy()
     length = data.sequence_length
-    rows = rows_at_once(rnn.config, length)
+    rows = rows_at_once(rnn.config, length, torch.device("cpu"))
     score, began = Score(), time.monotonic()
     with torch.inference_mode():
         for start in range(0, len(windows), rows):
@@ -54,7 +56,7 @@ def score_source(rnn: ExportedRNN, data: DataConfig, sequences: int) -> dict[str
             covered = int(units[start : start + rows].sum())
             score.add(rnn.rollout(batch[:, :-1]), rnn.readout, batch[:, 1:], covered)
     seconds = time.monotonic() - began
-    train = (_windows(table) for table in _tables(rnn, plan, "train"))
+    train = (_windows(table, rnn.vocabulary) for table in _tables(rnn, plan, "train"))
     counts = NgramModel.fit(train, rnn.vocabulary, max(ORDERS))
     return {
         "source": masked(data.source),
@@ -100,6 +102,5 @@ def _draw(tables: Iterable[pa.Table], count: int) -> pa.Table | None:
     return kept
 
 
-def _windows(table: pa.Table) -> Int[np.ndarray, "N L+1"]:
-    flat = table["tokens"].combine_chunks().flatten().to_numpy()
-    return flat.astype(np.int64).reshape(len(table), -1)
+def _windows(table: pa.Table, vocabulary: int) -> Int[np.ndarray, "N L+1"]:
+    return from_column(table["tokens"], token_type(vocabulary)).astype(np.int64)

@@ -157,11 +157,10 @@ def _next_k(
     targeted = int((batch["targets"] != IGNORED).sum())
     units = int(batch["bytes"].sum()) / targeted if "bytes" in batch else 1.0
     scores = {"teacher": Score(), "rnn": Score()}
-    makers = {"teacher": networks.encoder, "rnn": networks.rnns["rnn"].rollout}
     for inputs, targets in _sequences(config, batch, AHEAD, device):
-        for name, make in makers.items():
-            asked = inputs, targets, config.loss.horizon, units
-            scores[name].merge(next_k(make(inputs), networks.decoder, *asked))
+        asked = networks.decoder, inputs, targets, config.loss.horizon, units
+        scores["teacher"].merge(next_k(networks.encoder(inputs), *asked))
+        scores["rnn"].merge(next_k(networks.rnns["rnn"].rollout(inputs), *asked))
     return {name: _curve(score, config.data.kind) for name, score in scores.items()}
 
 

@@ -50,13 +50,13 @@ def main(part: str) -> None:
         assert scores["rnn"].bits > 0
     elif part == "next_k":
         with torch.inference_mode():
-            made = batch(1)
-            next_k(encoder(made["inputs"]), rnn.readout, *made.values(), LOSS.horizon)
+            inputs, targets = batch(1).values()
+            next_k(encoder(inputs), rnn.readout, inputs, targets, LOSS.horizon)
     elif part == "gradients":
-        made = batch(1)
-        unrolled_gradients(rnn, *made.values())
-        memory = encoder(made["inputs"]).detach()
-        supervised_gradients(memory, rnn.readout, rnn.cell, *made.values(), LOSS)
+        inputs, targets = batch(1).values()
+        unrolled_gradients(rnn, inputs, targets)
+        memory = encoder(inputs).detach()
+        supervised_gradients(memory, rnn.readout, rnn.cell, inputs, targets, LOSS)
     else:
         windows = (tokens(1 << 12).numpy() for _ in range(1000))
         model = NgramModel.fit(windows, VOCABULARY)

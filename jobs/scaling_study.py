@@ -10,6 +10,7 @@ from typing import Any
 
 import tyro
 
+from smt_ray.cluster.launcher import leave_to_first_task
 from smt_ray.config import RunConfig
 from smt_ray.pipeline.command_line import GOES_ON, Options, parse_run, reported
 from smt_ray.pipeline.recipes import on_source
@@ -158,6 +159,7 @@ def _batches(config: RunConfig, stage: str) -> str:
 def main() -> int:
     """Parse, measure, print."""
     configure_logging()
+    leave_to_first_task()
     with reported(GOES_ON):
         options, design = parse(sys.argv[1:])
         if options.plan:

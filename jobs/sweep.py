@@ -6,6 +6,7 @@ python jobs/sweep.py [PRESET] --space FIELD=VALUES ... [--search grid|random|opt
 import logging
 import sys
 
+from smt_ray.cluster.launcher import leave_to_first_task
 from smt_ray.pipeline.command_line import GOES_ON, reported
 from smt_ray.report.leaderboard import terminal_table
 from smt_ray.studies.options import Sweeper
@@ -16,6 +17,7 @@ from smt_ray.terminal import configure_logging
 def main() -> int:
     """Parse, run, print."""
     configure_logging()
+    leave_to_first_task()
     with reported(GOES_ON):
         sweeper = Sweeper(sys.argv[1:])
         sweep = Sweep(sweeper)

@@ -1,4 +1,4 @@
-"""This machine's part in a Ray session: its CPUs, a Ray of the run's own, or a cluster joined."""
+"""This machine's part in a Ray session: a Ray of the run's own, or a cluster joined."""
 
 import logging
 import os
@@ -6,26 +6,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-import joblib
 import psutil
 import ray
 from ray._common.utils import get_default_ray_temp_dir
 from ray._private import ray_constants
 
 from smt_ray.cluster.address import HERE
+from smt_ray.cluster.launcher import forget_ranks
 
 LOOPBACK = "127.0.0.1"
 SETTINGS: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
 LONGEST = 38
 """Bytes of a path to which Ray's sockets, at most 69 longer, can be bound."""
-LAUNCHER = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE")
-"""Variables of torchrun or SLURM scripts that speak of ranks which are not Ray's."""
-
-
-def usable_cpus() -> int:
-    """Return how many CPUs this process may use: by affinity, cgroup quota, SLURM's allotment."""
-    usable, allotted = joblib.cpu_count(), os.environ.get("SLURM_CPUS_ON_NODE", "")
-    return min(usable, max(1, int(allotted))) if allotted.isdecimal() else usable
 
 
 def join(address: str) -> None:
@@ -60,8 +52,7 @@ def start(cpus: int, runs: int) -> None:
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # no cluster tells of it
     for library in ("GLOO", "NCCL"):
         os.environ.setdefault(f"{library}_SOCKET_IFNAME", _interface())
-    for name in LAUNCHER:
-        os.environ.pop(name, None)
+    forget_ranks(os.environ)
     location = get_default_ray_temp_dir()
     if (
         "RAY_TMPDIR" not in os.environ and len(location) > LONGEST

@@ -1,12 +1,15 @@
 """One process with what the trainer had on one node; it gets started, and a dead one replaced."""
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayActorError
 
+from smt_ray.cluster.cpus import usable_cpus
+from smt_ray.cluster.launcher import forget_ranks
 from smt_ray.config import RuntimeConfig
 
 Result = TypeVar("Result")
@@ -34,7 +37,7 @@ def run_alone(
     while True:
         process, cpus = _start(name, runtime)
         try:
-            return ray.get(process.call.remote(function, *arguments, cpus))
+            return ray.get(process.call.remote(function, *arguments, cpus=cpus))
         except RayActorError as error:
             failures += 1
             if failures > runtime.max_failures:
@@ -45,11 +48,16 @@ def run_alone(
 
 
 class _Process:
+    def __init__(self) -> None:
+        """Forget the ranks of whoever started this node: this process is alone."""
+        forget_ranks(os.environ)
+
     def ready(self) -> None:
         """Answer once it has its resources."""
 
-    def call(self, function: Callable[..., Result], *arguments: Any) -> Result:
-        return function(*arguments)
+    def call(self, function: Callable[..., Result], *arguments: Any, cpus: int) -> Result:
+        """Call the function with so many threads, or as many as its CPUs are, which are logical."""
+        return function(*arguments, min(cpus, usable_cpus()))
 
 
 def _start(name: str, runtime: RuntimeConfig) -> tuple[Any, int]:

@@ -10,6 +10,7 @@ import ray.train
 from ray.exceptions import RayError
 
 from smt_ray.config import masked
+from smt_ray.data.patience import SILENT
 from smt_ray.data.storage import Location
 
 GOES_ON = "the same command goes on"
@@ -21,11 +22,15 @@ LASTING = {
     errno.EPERM: ("not writable any more", f"make it writable, {GOES_ON}"),
 }
 """What it is and what helps; to try again does not."""
-_SILENT = (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN)
-PASSING = dict.fromkeys(_SILENT, ("it does not answer", f"when it does, {GOES_ON}"))
-"""What may pass: Ray Train and Ray Data try again before it is an error."""
+AWAY = "it does not answer", f"when it does, {GOES_ON}"
+PASSING = dict.fromkeys(SILENT, AWAY)
+"""What may pass, and was tried again before it is an error."""
 _NUMBER = re.compile(r"\[?(?:[Ee]rrno|os error) (\d+)")
 _REMOTE = re.compile(r"AWS Error [^\n]*|google::cloud[^\n]*|Azure[^\n]* [Ee]rror[^\n]*")
+_REMOTE_AWAY = re.compile(
+    "SLOW_DOWN|SERVICE_UNAVAILABLE|INTERNAL_FAILURE|THROTTLING|REQUEST_TIMEOUT|NETWORK_CONNECTION"
+    r"|HTTP status (?:5\d\d|429)"
+)
 
 
 @contextmanager
@@ -60,7 +65,10 @@ def refusal(error: BaseException, storage: Location) -> str:
         if number == errno.ENOENT and not storage.exists():
             return f"storage={storage}: it is gone; when it is back, {GOES_ON}"
         if not storage.is_local and (remote := _REMOTE.search(str(part))):
-            return f"storage={storage}: refused ({_one_line(remote[0])}); mend that, {GOES_ON}"
+            reason, mend = "refused", f"mend that, {GOES_ON}"
+            if _REMOTE_AWAY.search(remote[0]):
+                reason, mend = AWAY
+            return f"storage={storage}: {reason} ({_one_line(remote[0])}); {mend}"
     return ""
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import ray
 import torch
 
-from smt_ray.cluster.local import usable_cpus
+from smt_ray.cluster.cpus import usable_cpus
 from smt_ray.config import RunConfig
 
 KINDS = ("CPU", "GPU")

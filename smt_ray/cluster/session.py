@@ -13,8 +13,9 @@ from ray.util import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from smt_ray.cluster.address import cluster_address
+from smt_ray.cluster.cpus import usable_cpus
 from smt_ray.cluster.interruption import shielded
-from smt_ray.cluster.local import join, start, usable_cpus
+from smt_ray.cluster.local import join, start
 from smt_ray.cluster.refusals import refusal
 from smt_ray.cluster.resources import (
     DATA_CPUS,

@@ -1,7 +1,7 @@
 """Every path of the project: a directory or URI on any file system that pyarrow knows.
 
-A `Location` joins with `/` like a `pathlib.Path`, is picklable (so it travels to Ray workers), and
-is the only place that touches `pyarrow.fs`.
+A `Location` joins with `/` like a `pathlib.Path` and is picklable (so it travels to Ray workers).
+What it asks of a storage that is gone for a while is tried again (`patience.py`).
 """
 
 import contextlib
@@ -18,6 +18,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from smt_ray.config import masked, require_unmasked
+from smt_ray.data.patience import PatientLocal, patient, patiently
 
 PART = ".part"
 """How the names of files end that are not whole yet."""
@@ -47,7 +48,8 @@ class Location:
         text = os.fspath(place)
         require_unmasked(field, text)
         if "://" not in text:
-            return cls(fs.LocalFileSystem(), str(Path(text).expanduser().absolute()))
+            path = str(Path(text).expanduser().absolute())
+            return cls(patient(fs.LocalFileSystem(), path), path)
         try:
             filesystem, path = fs.FileSystem.from_uri(text)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
@@ -57,7 +59,7 @@ class Location:
                 masked(f"{name}: not a usable path or URI ({reason})")
                 + "; give a directory or file, or a URI as s3://BUCKET/PATH"
             ) from None  # the cause repeats the URI
-        return cls(filesystem, path)
+        return cls(patient(filesystem, path), path)
 
     def __truediv__(self, name: str) -> "Location":
         """Return the place `name` below this one."""
@@ -126,7 +128,7 @@ class Location:
             yield part
             part.filesystem.move(part.path, self.path)
         except BaseException:
-            part.delete()
+            part._discard()
             raise
 
     def directories(self) -> list["Location"]:
@@ -156,21 +158,23 @@ class Location:
 
     def read_bytes(self) -> bytes:
         """Return the file's bytes."""
+        return patiently(self._read)
+
+    def _read(self) -> bytes:
         with self.filesystem.open_input_stream(self.path) as stream:
             return cast(bytes, stream.read())
 
     def write_bytes(self, content: bytes) -> None:
         """Write the file whole: a reader sees the old content or the new, never a part."""
-        part = f"{self.path}.{uuid.uuid4().hex[:8]}.part" if self.is_local else self.path
-        try:
-            with self.filesystem.open_output_stream(part) as stream:
+        patiently(self._write, content)
+
+    def _write(self, content: bytes) -> None:
+        if not self.is_local:  # an object appears when all of it is there
+            with self.filesystem.open_output_stream(self.path) as stream:
                 stream.write(content)
-            if part != self.path:
-                self.filesystem.move(part, self.path)
-        except OSError:
-            if part != self.path:
-                Location(self.filesystem, part).delete()
-            raise
+            return
+        with self.published() as part, part.output() as stream:
+            stream.write(content)
 
     def create(self, content: bytes) -> bool:
         """Write the file if there is none; return whether there was none.
@@ -183,15 +187,16 @@ class Location:
                 return False
             self.write_bytes(content)
             return True
+        root = self.filesystem.root if isinstance(self.filesystem, PatientLocal) else ""
         try:
-            file = Path(self.path).open("xb")  # noqa: SIM115  closed below
+            file = patiently(lambda: Path(self.path).open("xb"), root=root)  # noqa: SIM115  closed below
         except FileExistsError:
             return False
         try:
             with file:
                 file.write(content)
         except OSError:
-            self.delete()
+            self._discard()
             raise
         return True
 
@@ -207,6 +212,12 @@ class Location:
         """Delete the file, if it is there."""
         with contextlib.suppress(FileNotFoundError):
             self.filesystem.delete_file(self.path)
+
+    def _discard(self) -> None:
+        """Delete what came to nothing, if the storage lets it; that it came to nothing is told."""
+        impatient = fs.LocalFileSystem() if self.is_local else self.filesystem
+        with contextlib.suppress(OSError):
+            impatient.delete_file(self.path)
 
     def read_text(self) -> str:
         """Return the file's text (UTF-8)."""

@@ -20,6 +20,7 @@ from smt_ray.data.reader import Reader
 from smt_ray.data.rows import Batch
 from smt_ray.data.storage import Location
 from smt_ray.data.synthetic import task_of
+from smt_ray.evaluation.budget import rows_at_once
 from smt_ray.evaluation.gallery import gallery
 from smt_ray.evaluation.geometry import Plane
 from smt_ray.evaluation.gradients import last_only, supervised_gradients, unrolled_gradients
@@ -119,19 +120,33 @@ def _gradients(
 
     The loss is that of all targets; of a task, of the last one, which shows how far it reaches.
     """
-    inputs, targets = (batch[name][:UNROLLED].to(device) for name in ("inputs", "targets"))
-    if config.data.kind == "task":
-        targets = last_only(targets)
-    with torch.no_grad():
-        memory = networks.encoder(inputs)
-    found = {
-        "teacher": supervised_gradients(
-            memory, networks.decoder, networks.cell, inputs, targets, config.loss
-        )
-    }
-    for name in networks.rnns.keys() & {"rnn", "bptt"}:
-        found[name] = unrolled_gradients(networks.rnns[name], inputs, targets)
-    return {name: curve.tolist() for name, curve in found.items()}
+    sums: dict[str, Tensor] = {}
+    parts = list(_sequences(config, batch, UNROLLED, device))
+    for inputs, targets in parts:
+        if config.data.kind == "task":
+            targets = last_only(targets)
+        with torch.no_grad():
+            memory = networks.encoder(inputs)
+        found = {
+            "teacher": supervised_gradients(
+                memory, networks.decoder, networks.cell, inputs, targets, config.loss
+            )
+        }
+        for name in networks.rnns.keys() & {"rnn", "bptt"}:
+            found[name] = unrolled_gradients(networks.rnns[name], inputs, targets)
+        for name, curve in found.items():
+            sums[name] = sums.get(name, torch.zeros_like(curve)) + curve * len(inputs)
+    count = sum(len(inputs) for inputs, _ in parts)
+    return {name: (total / count).tolist() for name, total in sums.items()}
+
+
+def _sequences(
+    config: RunConfig, batch: Batch, count: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield inputs and targets of the first sequences of a batch, as many at once as fit."""
+    size = rows_at_once(config.model, batch["inputs"].shape[1], device)
+    inputs, targets = (batch[name][:count].to(device) for name in ("inputs", "targets"))
+    yield from zip(inputs.split(size), targets.split(size), strict=True)
 
 
 @torch.inference_mode()
@@ -139,17 +154,14 @@ def _next_k(
     config: RunConfig, networks: Networks, batch: Batch, device: torch.device
 ) -> dict[str, list[float | None]]:
     """Return what the decoder tells of later targets from the memories of teacher and RNN."""
-    inputs, targets = (batch[name][:AHEAD].to(device) for name in ("inputs", "targets"))
     targeted = int((batch["targets"] != IGNORED).sum())
     units = int(batch["bytes"].sum()) / targeted if "bytes" in batch else 1.0
-    memories = {"teacher": networks.encoder(inputs), "rnn": networks.rnns["rnn"].rollout(inputs)}
-    return {
-        name: _curve(
-            next_k(memory, networks.decoder, inputs, targets, config.loss.horizon, units),
-            config.data.kind,
-        )
-        for name, memory in memories.items()
-    }
+    scores = {"teacher": Score(), "rnn": Score()}
+    for inputs, targets in _sequences(config, batch, AHEAD, device):
+        asked = networks.decoder, inputs, targets, config.loss.horizon, units
+        scores["teacher"].merge(next_k(networks.encoder(inputs), *asked))
+        scores["rnn"].merge(next_k(networks.rnns["rnn"].rollout(inputs), *asked))
+    return {name: _curve(score, config.data.kind) for name, score in scores.items()}
 
 
 @torch.inference_mode()

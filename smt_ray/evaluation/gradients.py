@@ -12,7 +12,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from smt_ray.config import LossConfig
-from smt_ray.evaluation.next_k import ahead, memories_at_once
+from smt_ray.evaluation.budget import memories_at_once
+from smt_ray.evaluation.next_k import ahead
+from smt_ray.model.blocks import Block
 from smt_ray.model.decoder import Decoder
 from smt_ray.model.rnn import RNN
 from smt_ray.objectives.objective import IGNORED, apply_cell, previous
@@ -30,17 +32,20 @@ def unrolled_gradients(
 ) -> Float[Tensor, " L"]:
     """Return ||dL/dm_t||, a mean over sequences, of the RNN unrolled from the empty memory.
 
-    L is the cross-entropy in nats, summed over the targets of a sequence.
+    L is the cross-entropy in nats, summed over the targets of a sequence. Each step is taken once
+    more on the way back, so that the activations of one step are held, not those of all.
     """
-    with torch.enable_grad():
-        memory, memories = rnn.initial(len(inputs)).requires_grad_(), []
-        for token in inputs.unbind(1):
-            memory = rnn.step(memory, token)
-            memories.append(memory)
-        rolled = torch.stack(memories, dim=1)
-        read = _decoded(rnn.readout, rolled.flatten(0, 1), targets.flatten()[:, None])
-        gradients = torch.autograd.grad(rolled, memories, read.view_as(rolled))
-    return _norms(torch.stack(gradients, dim=1))
+    with torch.no_grad():
+        memory = rnn.rollout(inputs)
+    read = _decoded(rnn.readout, memory.flatten(0, 1), targets.flatten()[:, None])
+    gradient = read.view_as(memory)
+    for t in range(inputs.shape[1] - 1, 0, -1):
+        with torch.enable_grad():
+            before = memory[:, t - 1].detach().requires_grad_()
+            after = rnn.step(before, inputs[:, t])
+            (reached,) = torch.autograd.grad(after, before, gradient[:, t])
+        gradient[:, t - 1] += reached
+    return _norms(gradient)
 
 
 def supervised_gradients(
@@ -69,12 +74,37 @@ def supervised_gradients(
     wanted = ahead(targets, loss.horizon, IGNORED).flatten(0, 1)
     timesteps = torch.arange(memory.shape[1], device=memory.device).repeat(len(memory))
     read = _decoded(decoder, memory.flatten(0, 1), wanted, following, timesteps)
-    with torch.enable_grad():
-        leaf = memory.detach().clone().requires_grad_()
-        error = F.mse_loss(apply_cell(cell, previous(leaf), inputs), leaf, reduction="sum")
-        per_memory = memory[0, 0].numel()
-        (gradient,) = torch.autograd.grad(loss.dynamics * error / per_memory, leaf)
-    return _norms(gradient + read.view_as(gradient))
+    gradient = read.view_as(memory)
+    slots, width = memory.shape[2:]
+    size = memories_at_once(
+        len(memory) * slots, width, 0, memory.device, saved_blocks=_blocks(cell)
+    )
+    for start in range(0, memory.shape[1], size):
+        part = slice(start, min(start + size, memory.shape[1]))
+        earlier, own = _dynamics(cell, memory, inputs, part, loss.dynamics)
+        gradient[:, part] += own
+        if start:
+            gradient[:, start - 1 : part.stop - 1] += earlier
+        else:  # before the first memory is the empty one
+            gradient[:, : part.stop - 1] += earlier[:, 1:]
+    return _norms(gradient)
+
+
+@torch.enable_grad()
+def _dynamics(
+    cell: nn.Module,
+    memory: Float[Tensor, "B L K D"],
+    inputs: Int[Tensor, "B L"],
+    part: slice,
+    weight: float,
+) -> tuple[Float[Tensor, "B T K D"], Float[Tensor, "B T K D"]]:
+    """Return the gradients of Eq. 3 at some timesteps, by m_{t-1} and by m_t."""
+    before = previous(memory[:, : part.stop])[:, part].detach().requires_grad_()
+    label = memory[:, part].detach().requires_grad_()
+    error = F.mse_loss(apply_cell(cell, before, inputs[:, part]), label, reduction="sum")
+    per_memory = memory[0, 0].numel()
+    earlier, own = torch.autograd.grad(weight * error / per_memory, (before, label))
+    return earlier, own
 
 
 @torch.enable_grad()
@@ -92,7 +122,11 @@ def _decoded(
         targets: y_t..y_{t+F-1}; -100 where there is none.
         *inputs: x_{t+1}..x_{t+F-1} and t, which the decoder needs if F > 1.
     """
-    size = memories_at_once(decoder, targets.shape[1])
+    horizon, (slots, width) = targets.shape[1], memory.shape[1:]
+    logits = horizon * len(decoder.logits.weight)
+    size = memories_at_once(
+        slots + horizon, width, logits, memory.device, saved_blocks=_blocks(decoder)
+    )
     found: list[Tensor] = []
     for start in range(0, len(memory), size):
         part = slice(start, start + size)
@@ -106,6 +140,11 @@ def _decoded(
         )
         found += torch.autograd.grad(nats, own)
     return torch.cat(found)
+
+
+def _blocks(module: nn.Module) -> int:
+    """Return the blocks of a network; 1 of one that has none."""
+    return sum(isinstance(part, Block) for part in module.modules()) or 1
 
 
 def _norms(gradient: Float[Tensor, "B L K D"]) -> Float[Tensor, " L"]:

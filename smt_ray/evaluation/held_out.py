@@ -8,10 +8,9 @@ from smt_ray.data.reader import Reader
 from smt_ray.data.rows import Batch
 from smt_ray.data.storage import Location
 from smt_ray.evaluation import longer
-from smt_ray.evaluation.scores import rows_at_once
 
 BATCH = 256
-"""Sequences in one batch, at most."""
+"""Sequences in one batch, at most; they are rolled out as many at once as fit."""
 
 
 class HeldOut:
@@ -30,8 +29,7 @@ class HeldOut:
 
     def batches(self) -> Iterator[Batch]:
         """Yield them in batches of one size; what does not fill the last one is left out."""
-        length = self.config.data.sequence_length
-        size = min(BATCH, self.count, rows_at_once(self.config.model, length))
+        size = min(BATCH, self.count)
         reader = Reader(self.directory, self.manifest, global_batch=size, seed=0, lanes=1)
         for step in range(self.count // size):
             yield reader.batch(step)
@@ -40,9 +38,7 @@ class HeldOut:
         """Yield sequences of `longer.FACTOR` times the length, as much work; none of pixels."""
         data = self.config.data
         count = max(1, self.count // longer.FACTOR)
-        length = longer.FACTOR * data.sequence_length
-        rows = min(BATCH, rows_at_once(self.config.model, length))
         if data.kind == "text":
-            yield from longer.joined_windows(self.directory, self.manifest, count, rows)
+            yield from longer.joined_windows(self.directory, self.manifest, count, BATCH)
         elif data.kind == "task":
-            yield from longer.longer_task(data, count, rows)
+            yield from longer.longer_task(data, count, BATCH)

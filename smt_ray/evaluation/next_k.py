@@ -12,26 +12,15 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from smt_ray.evaluation.scores import NUMBERS, Score, nats_and_hits
+from smt_ray.evaluation.budget import memories_at_once
+from smt_ray.evaluation.scores import Score, nats_and_hits
 from smt_ray.model.decoder import Decoder
 from smt_ray.objectives.objective import IGNORED
-
-TOKENS = 1 << 14
-"""Tokens that the decoder reads at once, at most."""
 
 
 def ahead(values: Int[Tensor, "B L"], horizon: int, fill: int) -> Int[Tensor, "B L F"]:
     """Return values_t..values_{t+F-1} for every t, `fill` past the end."""
     return F.pad(values, (0, horizon - 1), value=fill).unfold(1, horizon, 1)
-
-
-def memories_at_once(decoder: Decoder, horizon: int) -> int:
-    """Return from how many memories F targets each are predicted at once.
-
-    A memory costs K + F tokens and F * V logits, which a large vocabulary makes the most of it.
-    """
-    slots, vocabulary = len(decoder.slot), len(decoder.logits.weight)
-    return max(1, min(TOKENS // (slots + horizon), NUMBERS // (horizon * vocabulary)))
 
 
 def next_k(
@@ -55,7 +44,9 @@ def next_k(
     following = ahead(inputs, horizon, 0)[..., 1:].flatten(0, 1)
     wanted = ahead(targets, horizon, IGNORED).flatten(0, 1)
     timesteps = torch.arange(inputs.shape[1], device=inputs.device).repeat(len(inputs))
-    size = memories_at_once(decoder, horizon)
+    slots, width = memory.shape[2:]
+    logits = horizon * len(decoder.logits.weight)
+    size = memories_at_once(slots + horizon, width, logits, memory.device)
     score = Score()
     for own, after, at, answer in zip(
         memory.flatten(0, 1).split(size),

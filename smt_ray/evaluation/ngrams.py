@@ -12,6 +12,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 _BLOCK = 1 << 22  # targets counted or scored at once
+MOST = 1 << 22
+"""Distinct n-grams of one order after which no more is counted: 64 MiB, in a merge twice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,7 @@ class NgramModel:
     def fit(
         cls, windows: Iterable[Int[np.ndarray, "N T"]], vocabulary: int, order: int = 2
     ) -> "NgramModel":
-        """Count the n-grams of orders 0..`order` that end in a target.
+        """Count the n-grams of orders 0..`order` that end in a target, until there are `MOST`.
 
         Args:
             windows: token windows of the training split, in any number of arrays.
@@ -60,6 +62,8 @@ class NgramModel:
             tables = [
                 _add(table, _codes(block, n, vocabulary).ravel()) for n, table in enumerate(tables)
             ]
+            if max(len(grams) for grams, _ in tables) >= MOST:
+                break
         return cls(vocabulary, tuple(_group(*table, vocabulary) for table in tables))
 
     def bits(
@@ -129,18 +133,24 @@ def _add(
 ) -> tuple[Int[np.ndarray, " G2"], Int[np.ndarray, " G2"]]:
     """Return the table (sorted codes, how often) with `codes` counted in."""
     fresh, times = np.unique(codes, return_counts=True)
-    known = np.concatenate([table[0], fresh])
-    merged, place = np.unique(known, return_inverse=True)
-    summed = np.zeros(len(merged), np.int64)
-    np.add.at(summed, place, np.concatenate([table[1], times]))
-    return merged, summed
+    grams, before = table
+    place = np.searchsorted(grams, fresh)
+    there = np.zeros(len(fresh), bool)
+    inside = place < len(grams)
+    there[inside] = grams[place[inside]] == fresh[inside]
+    summed = before.copy()
+    summed[place[there]] += times[there]
+    new = ~there
+    return np.insert(grams, place[new], fresh[new]), np.insert(summed, place[new], times[new])
 
 
 def _group(grams: Int[np.ndarray, " G"], times: Int[np.ndarray, " G"], vocabulary: int) -> _Counts:
     """Add to sorted n-grams the total and the number of kinds of each context."""
-    contexts, first, kinds = np.unique(grams // vocabulary, return_index=True, return_counts=True)
+    contexts = grams // vocabulary
+    first = np.flatnonzero(np.diff(contexts, prepend=-1))
     totals = np.add.reduceat(times, first) if len(times) else times
-    return _Counts(grams, times, contexts, totals, kinds)
+    kinds = np.diff(first, append=len(grams))
+    return _Counts(grams, times, contexts[first], totals, kinds)
 
 
 def _look_up(

@@ -4,29 +4,22 @@ Shapes: B batch, L sequence, K memory tokens, D width, V vocabulary, N memories 
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from smt_ray.config import ModelConfig
+from smt_ray.evaluation.budget import memories_at_once, rows_at_once
 from smt_ray.model.decoder import Decoder
 from smt_ray.model.rnn import RNN
 from smt_ray.objectives.objective import IGNORED, Batch
 
-MEMORY = 1 << 25
-"""Numbers in the memories of one rollout, at most: it decides how many sequences run at once."""
 NUMBERS = 1 << 22
-"""Numbers that a readout reads or writes at once, at most."""
+"""Numbers of memories that a drift compares at once, at most."""
 ALIKE = 1e-6
 """Share of the mean variance over positions below which labels count as equal."""
-
-
-def rows_at_once(model: ModelConfig, length: int) -> int:
-    """Return how many sequences of `length` inputs are rolled out at once."""
-    return max(1, MEMORY // (length * model.memory_tokens * model.width))
 
 
 class Score:
@@ -54,7 +47,9 @@ class Score:
         """
         asked = targets != IGNORED
         rows, wanted = memory[asked], targets[asked]
-        size = max(1, NUMBERS // max(memory[0, 0].numel(), len(readout.logits.weight)))
+        slots, width = memory.shape[2:]
+        vocabulary = len(readout.logits.weight)
+        size = memories_at_once(slots, width, vocabulary, memory.device)
         found = torch.zeros(3, *targets.shape, dtype=torch.float64, device=targets.device)
         parts = [
             nats_and_hits(readout(part)[:, 0].float(), answer)
@@ -69,6 +64,11 @@ class Score:
         total = found.sum(1).cpu()
         self.sums = total + self.sums if self.sums.numel() else total
         self.covered += int(total[2].sum()) if covered is None else covered
+
+    def merge(self, other: "Score") -> None:
+        """Add the sequences of another score."""
+        self.sums = other.sums + self.sums if self.sums.numel() else other.sums
+        self.covered += other.covered
 
     @property
     def bits(self) -> float:
@@ -108,8 +108,12 @@ class Drift:
 
     def add(self, own: Float[Tensor, "B L K D"], label: Float[Tensor, "B L K D"]) -> None:
         """Add a batch of rollouts and the labels of the same positions."""
-        own, label = own.double().cpu(), label.double().cpu()
-        new = [(own - label).square().sum((0, 2, 3)), label.sum(0), label.square().sum(0)]
+        size = max(1, NUMBERS // own[:, 0].numel())
+        parts = [
+            _moments(mine.double().cpu(), true.double().cpu())
+            for mine, true in zip(own.split(size, 1), label.split(size, 1), strict=True)
+        ]
+        new = [torch.cat(of_all) for of_all in zip(*parts, strict=True)]
         self.sums = new if not self.sums else [a + b for a, b in zip(self.sums, new, strict=True)]
         self.count += len(own)
 
@@ -132,6 +136,13 @@ class Drift:
         return float(error.sum() / variance.sum().clamp(min=1e-12))
 
 
+def _moments(
+    own: Float[Tensor, "B L K D"], label: Float[Tensor, "B L K D"]
+) -> tuple[Float[Tensor, " L"], Float[Tensor, "L K D"], Float[Tensor, "L K D"]]:
+    """Return, summed over sequences, the squared error, the labels and their squares."""
+    return (own - label).square().sum((0, 2, 3)), label.sum(0), label.square().sum(0)
+
+
 @torch.inference_mode()
 def compare(
     encoder: nn.Module,
@@ -147,8 +158,7 @@ def compare(
     """
     scores = {name: Score() for name in (*readouts, *rnns)}
     drifts = {name: Drift() for name in rnns}
-    for batch in batches:
-        inputs, targets, covered = _parts(batch, device)
+    for inputs, targets, covered in _parts(rnns, batches, device):
         label = encoder(inputs)
         for name, readout in readouts.items():
             scores[name].add(label, readout, targets, covered)
@@ -165,14 +175,21 @@ def score_rollouts(
 ) -> dict[str, Score]:
     """Score RNNs where no label is: on sequences of any length, from the empty memory."""
     scores = {name: Score() for name in rnns}
-    for batch in batches:
-        inputs, targets, covered = _parts(batch, device)
+    for inputs, targets, covered in _parts(rnns, batches, device):
         for name, rnn in rnns.items():
             scores[name].add(rnn.rollout(inputs), rnn.readout, targets, covered)
     return scores
 
 
-def _parts(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, int | None]:
-    """Return inputs, targets, and the units they cover where the batch counts them."""
-    covered = int(batch["bytes"].sum()) if "bytes" in batch else None
-    return batch["inputs"].to(device), batch["targets"].to(device), covered
+def _parts(
+    rnns: Mapping[str, RNN], batches: Iterable[Batch], device: torch.device
+) -> Iterator[tuple[Tensor, Tensor, int | None]]:
+    """Yield inputs and targets, as many as fit, and the units they cover if batches count them."""
+    for batch in batches:
+        count, length = batch["inputs"].shape
+        size = min(rows_at_once(rnn.config, length, device) for rnn in rnns.values())
+        units = batch["bytes"].reshape(count, -1).sum(1) if "bytes" in batch else None
+        for start in range(0, count, size):
+            part = slice(start, start + size)
+            covered = None if units is None else int(units[part].sum())
+            yield batch["inputs"][part].to(device), batch["targets"][part].to(device), covered

@@ -18,8 +18,9 @@ from smt_ray.data import sources
 from smt_ray.data.export import ExportedRNN
 from smt_ray.data.shards import from_column, token_type
 from smt_ray.data.source_plan import SourcePlan, plan_source
+from smt_ray.evaluation.budget import rows_at_once
 from smt_ray.evaluation.ngrams import NgramModel
-from smt_ray.evaluation.scores import Score, rows_at_once
+from smt_ray.evaluation.scores import Score
 from smt_ray.objectives.objective import hashed
 
 ROWS = 1024
@@ -47,7 +48,7 @@ def score_source(rnn: ExportedRNN, data: DataConfig, sequences: int) -> dict[str
         raise sources.too_short(data, "validation", 0)
     windows, units = _windows(held, rnn.vocabulary), held["bytes"].to_numpy()
     length = data.sequence_length
-    rows = rows_at_once(rnn.config, length)
+    rows = rows_at_once(rnn.config, length, torch.device("cpu"))
     score, began = Score(), time.monotonic()
     with torch.inference_mode():
         for start in range(0, len(windows), rows):

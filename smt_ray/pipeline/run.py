@@ -75,6 +75,8 @@ def run(config: RunConfig, *, overwrite: bool = False) -> dict[str, Any]:
     check_same_run(config, storage / config.name, overwrite)
     this = Run.of(config)
     check_storage(storage, label_bytes_to_write(config, this.source, this.locations()))
+    storage = Location.of(config.storage, "storage")  # it is there now, and waited for from here on
+    this = replace(this, storage=storage)
     with explained(storage), locked(this.directory, config.name):
         check_same_run(config, this.directory, overwrite)  # again: it may be new since the wait
         if not this.is_finished():

@@ -16,8 +16,8 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
 from smt_ray.cluster import interruption
+from smt_ray.cluster.cpus import usable_cpus
 from smt_ray.cluster.interruption import Stopped
-from smt_ray.cluster.local import usable_cpus
 from smt_ray.cluster.monitor import stop_trainings
 from smt_ray.cluster.refusals import explained
 from smt_ray.cluster.resources import cpus_needed, gpus_needed, here, processes, resolved

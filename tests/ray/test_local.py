@@ -14,7 +14,7 @@ import torch
 from ray.train.torch import TorchTrainer
 from safetensors.torch import save_file
 
-from smt_ray.cluster.local import usable_cpus
+from smt_ray.cluster.cpus import usable_cpus
 from smt_ray.cluster.resources import cpus_needed
 from smt_ray.cluster.session import connect
 from smt_ray.config import RunConfig, RuntimeConfig
@@ -31,6 +31,8 @@ LAUNCHER = {
     "WORLD_SIZE": "8",
     "MASTER_ADDR": "nowhere.invalid",
     "MASTER_PORT": "1",
+    "LOCAL_RANK": "3",
+    "SLURM_NTASKS": "8",
     "TORCHELASTIC_USE_AGENT_STORE": "True",
 }
 
@@ -102,7 +104,8 @@ def test_a_ray_of_ones_own_keeps_to_itself(tmp_path):
     assert found["cpus"] == max(usable_cpus(), cpus_needed(CONFIG))
     ranks = {name: found["environment"].get(name) for name in LAUNCHER}
     assert (ranks["WORLD_SIZE"], ranks["MASTER_ADDR"]) == ("2", "127.0.0.1")
-    assert ranks["TORCHELASTIC_USE_AGENT_STORE"] is None
+    assert ranks["LOCAL_RANK"] == "0"
+    assert ranks["SLURM_NTASKS"] is ranks["TORCHELASTIC_USE_AGENT_STORE"] is None
     interface = found["environment"]["GLOO_SOCKET_IFNAME"]
     assert "127.0.0.1" in [address.address for address in psutil.net_if_addrs()[interface]]
 

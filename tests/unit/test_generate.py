@@ -278,7 +278,7 @@ def test_scores_are_those_of_a_plain_loop(model, source, monkeypatch):
     with torch.inference_mode():
         bits, covered, count = plain_bits(rnn, source)
     monkeypatch.setattr(
-        "smt_ray.evaluation.scores.MEMORY", 12 * MODEL.memory_tokens * MODEL.width * 5
+        "smt_ray.evaluation.budget.CPU_BYTES", 64 * 12 * MODEL.memory_tokens * MODEL.width * 5
     )
     monkeypatch.setattr("smt_ray.evaluation.standalone.ROWS", 4)
     figures = score_source(rnn, source, 10_000)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from smt_ray.config import LossConfig
-from smt_ray.evaluation import next_k
+from smt_ray.evaluation import budget
 from smt_ray.evaluation.gradients import last_only, supervised_gradients, unrolled_gradients
 from smt_ray.model.cells import build_cell
 from smt_ray.model.decoder import Decoder
@@ -44,9 +44,11 @@ def test_unrolled_gradients_are_those_of_a_loss_from_the_memory_on(batch):
     np.testing.assert_allclose(found, norms, rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize(("tokens", "positions"), [(1, False), (1, True), (1 << 14, True)])
-def test_supervised_gradients_are_those_of_equation_5(batch, monkeypatch, tokens, positions):
-    monkeypatch.setattr(next_k, "TOKENS", tokens)
+@pytest.mark.parametrize(
+    ("size", "positions"), [(1, False), (1, True), (8 * 2 * 24 << 10, True), (1 << 29, True)]
+)
+def test_supervised_gradients_are_those_of_equation_5(batch, monkeypatch, size, positions):
+    monkeypatch.setattr(budget, "CPU_BYTES", size)
     inputs, targets = batch
     loss = LossConfig(dynamics=0.3, horizon=3)
     decoder = random_weights(Decoder(replace(MODEL, absolute_positions=positions), VOCABULARY))
@@ -83,7 +85,7 @@ def test_a_large_vocabulary_is_read_in_parts_to_the_same_gradients(batch, monkey
         return unrolled, supervised_gradients(memory, *networks, inputs, targets, loss)
 
     whole = norms()
-    monkeypatch.setattr(next_k, "NUMBERS", 1 << 20)
+    monkeypatch.setattr(budget, "CPU_BYTES", 24 * 8 << 20)
     with output_sizes(rnn.readout.logits) as sizes:
         found = norms()
     assert max(sizes) <= 1 << 20

@@ -9,7 +9,7 @@ import pytest
 
 COUNT = """
 import os
-from smt_ray.cluster.local import usable_cpus
+from smt_ray.cluster.cpus import usable_cpus
 
 most = usable_cpus()
 os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])

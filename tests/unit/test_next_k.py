@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from smt_ray.evaluation import next_k as module
+from smt_ray.evaluation import budget
 from smt_ray.evaluation.next_k import next_k
 from smt_ray.evaluation.scores import Score
 from smt_ray.model.decoder import Decoder
@@ -20,9 +20,9 @@ def batch():
     return torch.randn(B, L, K, D), inputs, targets.masked_fill(torch.rand(B, L) < 0.3, -100)
 
 
-@pytest.mark.parametrize(("tokens", "positions"), [(1, False), (25, True), (1 << 14, True)])
-def test_it_scores_each_target_ahead_of_each_memory(batch, monkeypatch, tokens, positions):
-    monkeypatch.setattr(module, "TOKENS", tokens)
+@pytest.mark.parametrize(("size", "positions"), [(1, False), (1 << 17, True), (1 << 29, True)])
+def test_it_scores_each_target_ahead_of_each_memory(batch, monkeypatch, size, positions):
+    monkeypatch.setattr(budget, "CPU_BYTES", size)
     memory, inputs, targets = batch
     decoder = random_weights(
         Decoder(replace(MODEL, absolute_positions=positions), VOCABULARY)
@@ -51,7 +51,7 @@ def test_a_large_vocabulary_is_read_in_parts_to_the_same_score(batch, monkeypatc
     vocabulary = 50_257
     decoder = random_weights(Decoder(MODEL, vocabulary)).requires_grad_(False)
     whole = next_k(memory, decoder, inputs, targets, HORIZON)
-    monkeypatch.setattr(module, "NUMBERS", 1 << 20)
+    monkeypatch.setattr(budget, "CPU_BYTES", 24 * 8 << 20)
     with output_sizes(decoder.logits) as sizes:
         found = next_k(memory, decoder, inputs, targets, HORIZON)
     assert max(sizes) <= 1 << 20

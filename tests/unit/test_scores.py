@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from smt_ray.evaluation import scores as scores_module
+from smt_ray.evaluation import budget
 from smt_ray.evaluation.scores import Drift, Score, compare, score_rollouts
 from smt_ray.model.decoder import Decoder
 from smt_ray.model.encoder import build_encoder
@@ -50,18 +50,18 @@ def test_drift_of_the_labels_is_zero_and_of_their_mean_is_one():
     np.testing.assert_allclose(mean.nmse, 1, rtol=1e-6)
 
 
-@pytest.mark.parametrize("numbers", [1, 1 << 22])
-def test_score_counts_targets_only_by_position(monkeypatch, numbers):
-    monkeypatch.setattr(scores_module, "NUMBERS", numbers)
+@pytest.mark.parametrize("size", [1, 1 << 29])
+def test_score_counts_targets_only_by_position(monkeypatch, size):
+    monkeypatch.setattr(budget, "CPU_BYTES", size)
     readout = random_weights(Decoder(MODEL, VOCABULARY)).requires_grad_(False)
     score = Score()
     bits, hits, valid = np.zeros(L), np.zeros(L), np.zeros(L)
-    for size in SIZES:
-        memory, targets = torch.randn(size, L, K, D), torch.randint(VOCABULARY, (size, L))
+    for count in SIZES:
+        memory, targets = torch.randn(count, L, K, D), torch.randint(VOCABULARY, (count, L))
         targets[:, 1] = -100
         targets[0, 2:] = -100
         score.add(memory, readout, targets)
-        for row in range(size):
+        for row in range(count):
             for t in range(L):
                 if targets[row, t] != -100:
                     logits = readout(memory[row : row + 1, t])[0, 0].double()

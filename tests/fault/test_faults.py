@@ -1,0 +1,216 @@
+"""Faults in every stage: the same command goes on, and no row is lost or there twice."""
+
+import contextlib
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from smt_ray.data.storage import Location
+from tests.fault.driver import EVERY
+from tests.fault.runs import away, until
+from tests.s3 import SLOW_DOWN, served
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3600)]
+
+TRAINED = ("teacher", "transition", "dmt")
+SHARDED = ("tokens", "labels")
+
+
+@pytest.mark.parametrize("stage", ["tokens", "teacher", "labels", "transition", "dmt", "export"])
+def test_a_killed_driver_goes_on_where_it_was(stage, child, whole, note):
+    run = child(stage)
+    run.start()
+    before = 0
+    if stage == "export":  # over in a moment: killed once it has begun, or before
+        until(lambda: run.artifact(stage) is not None, run)
+    else:
+        before = run.midway(stage)
+    run.kill()
+    step = run.step(stage)
+    run.start()
+    seconds = run.recovered(stage, before)
+    assert run.wait() == 0, run.said
+    assert "Traceback" not in run.said
+    steps = EVERY if stage in TRAINED else 0
+    if stage in TRAINED:
+        assert f"going on from step {step} of" in run.said
+    note(run.cost(whole, seconds, steps))
+    for made in SHARDED:
+        if run.artifact(made):
+            assert run.rows(made).equals(whole.rows(made))
+
+
+@pytest.mark.parametrize("stage", TRAINED)
+def test_a_killed_worker_is_replaced(stage, child, whole, note):
+    run = child(stage)
+    run.start()
+    before = run.midway(stage)
+    run.signal_one("ray::RayTrainWorker")
+    seconds = run.recovered(stage, before + EVERY)
+    assert run.wait() == 0, run.said
+    assert f"{stage}: lost a worker" in run.said
+    note(run.cost(whole, seconds, EVERY))
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["kill", "stop"])
+def test_a_rank_of_a_gang_is_replaced(number, child, whole, note):
+    run = child("labels")
+    run.start()
+    before = run.midway("labels")
+    run.signal_one("ray::Rank", number)
+    seconds = run.recovered("labels", before + 2)  # two are in flight
+    assert run.wait() == 0, run.said
+    note(run.cost(whole, seconds))
+
+
+def test_a_killed_labeller_is_replaced(child, whole, note):
+    run = child("labels")
+    run.start()
+    before = run.midway("labels")
+    run.signal_one("ray::Labeller")
+    seconds = run.recovered("labels", before + 2)
+    assert run.wait() == 0, run.said
+    note(run.cost(whole, seconds))
+
+
+@pytest.mark.parametrize("stage", ["tokens", "teacher", "labels"])
+def test_a_storage_that_is_moved_away_is_waited_for(stage, child, whole, note):
+    run = child(stage)
+    run.start()
+    before = run.midway(stage)
+    with away(Path(run.storage), 20):
+        pass
+    seconds = run.recovered(stage, before)
+    assert run.wait() == 0, run.said
+    note(run.cost(whole, 20 + seconds))
+
+
+@pytest.mark.parametrize("stage", ["tokens", "teacher", "labels"])
+def test_an_object_store_that_is_too_busy_is_waited_for(stage, child, whole, note):
+    with served() as s3:
+        run = child(stage, s3.uri("bucket/runs"))
+        run.start()
+        before = run.midway(stage)
+        with s3.refusing(lambda *request: SLOW_DOWN):
+            time.sleep(30)
+        seconds = run.recovered(stage, before)
+        assert run.wait() == 0, run.said
+        assert s3.refused
+        note(run.cost(whole, 30 + seconds))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("stage", ["tokens", "teacher", "labels", "transition", "dmt"])
+def test_a_signal_stops_it_in_one_line_and_it_goes_on(stage, number, child, whole, note):
+    run = child(stage)
+    run.start()
+    before = run.midway(stage)
+    run.send(number)
+    assert run.wait() == 128 + number, run.said
+    assert "Traceback" not in run.said
+    assert "goes on from" in run.said.splitlines()[-1]
+    run.start()
+    seconds = run.recovered(stage, before)
+    assert run.wait() == 0, run.said
+    note(run.cost(whole, seconds))
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A file system of 4 MiB in memory."""
+    place = tmp_path / "small"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)]
+    if subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("may not mount a file system")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+@pytest.mark.parametrize("stage", ["tokens", "teacher", "labels"])
+def test_a_full_disk_is_one_line_and_goes_on_when_there_is_room(stage, child, whole, note, small):
+    made = child(stage)
+    run = child(stage, str(small / "runs"))
+    if Path(made.storage).exists():
+        shutil.copytree(made.storage, run.storage)
+    run.start()
+    before = run.midway(stage)
+    fill(small / "filler")
+    assert run.wait() == 2, run.said
+    assert run.said.count("error: ") == 1
+    assert "no space left" in run.said.splitlines()[-1]
+    assert "Traceback" not in run.said
+    (small / "filler").unlink()
+    run.start()
+    seconds = run.recovered(stage, before)
+    assert run.wait() == 0, run.said
+    note(run.cost(whole, seconds))
+
+
+def fill(file):
+    """Take all room that is left."""
+    with contextlib.suppress(OSError), file.open("wb", buffering=0) as handle:
+        for size in (1 << 16, 1 << 10):
+            with contextlib.suppress(OSError):
+                while True:
+                    handle.write(bytes(size))
+
+
+DAMAGED = {
+    "a token shard": ("tokens", "train/*.parquet", "teacher"),
+    "a label shard": ("labels", "train/*.parquet", "transition"),
+    "a manifest of tokens": ("tokens", "train/manifest.json", "teacher"),
+    "a manifest of labels": ("labels", "manifest.json", "transition"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_a_truncated_file_is_one_line_that_names_it(case, child, whole, note):
+    damaged, pattern, stage = DAMAGED[case]
+    run = child(stage)
+    file = next(Path(run.storage).glob(f"artifacts/{damaged}-*/{pattern}"))
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+    run.start()
+    assert run.wait() == 2, run.said
+    said = run.said.splitlines()[-1]
+    assert said.startswith("error: ")
+    assert str(file) in said
+    assert "Traceback" not in run.said
+    file.write_bytes(content)
+    run.start()
+    seconds = run.recovered(stage, 0)
+    assert run.wait() == 0, run.said
+    note(run.cost(whole, seconds))
+
+
+def test_a_truncated_checkpoint_is_passed_over(child, whole, note):
+    run = child("teacher")
+    run.start()
+    before = run.midway("teacher", 3 * EVERY)
+    run.kill()
+    place = run.artifact("teacher") / "train" / f"step-{run.step('teacher'):08d}"
+    files = [file for file in run.files("teacher") if f"step-{run.step('teacher')}" in file]
+    files = files or [file for file in run.files("teacher") if place.name in file]
+    damaged = Location.of(next(file for file in files if file.endswith(".safetensors")))
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    run.start()
+    seconds = run.recovered("teacher", before)
+    assert run.wait() == 0, run.said
+    assert "skipped an unfinished or damaged checkpoint" in run.said
+    note(run.cost(whole, seconds, 2 * EVERY))
+
+
+def test_a_foreign_file_among_shards_changes_nothing(child, whole, note):
+    run = child("transition")
+    for place in Path(run.storage).glob("artifacts/*/train"):
+        (place / "notes.txt").write_text("not a shard")
+        (place / ".nfs0001").write_text("left by a file system")
+    run.start()
+    seconds = run.recovered("transition", 0)
+    assert run.wait() == 0, run.said
+    note(run.cost(whole, seconds))

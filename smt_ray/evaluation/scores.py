@@ -187,7 +187,8 @@ def _parts(
     """Yield inputs and targets, as many as fit, and the units they cover if batches count them."""
     for batch in batches:
         count, length = batch["inputs"].shape
-        size = min(rows_at_once(rnn.config, length, device) for rnn in rnns.values())
+        fitting = [rows_at_once(rnn.config, length, device) for rnn in rnns.values()]
+            size = min(fitting, default=count)
         units = batch["bytes"].reshape(count, -1).sum(1) if "bytes" in batch else None
         for start in range(0, count, size):
             part = slice(start, start + size)

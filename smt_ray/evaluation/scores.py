@@ -188,7 +188,7 @@ def _parts(
     for batch in batches:
         count, length = batch["inputs"].shape
         fitting = [rows_at_once(rnn.config, length, device) for rnn in rnns.values()]
-            size = min(fitting, default=count)
+        size = min(fitting, default=count)
         units = batch["bytes"].reshape(count, -1).sum(1) if "bytes" in batch else None
         for start in range(0, count, size):
             part = slice(start, start + size)

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,8 @@ from smt_ray.cluster.view import Progress, View, watched
 
 logger = logging.getLogger(__name__)
 STAGE = "labels"
+LATEST = 4096
+"""Batches of a gang by which its rate is told."""
 
 
 @ray.remote(num_cpus=0)
@@ -26,7 +29,7 @@ class Meter:
         self._joined: set[str] = set()
         self._rebuilds, self._held = dict.fromkeys(gangs, 0), dict.fromkeys(gangs, 0)
         self._begun: dict[str, float] = {}
-        self._ends: dict[str, list[tuple[float, int]]] = {}
+        self._ends: dict[str, deque[tuple[float, int]]] = {}
         self._labels = 0
 
     def join(self, gang: str) -> None:
@@ -54,13 +57,13 @@ class Meter:
     def end(self, gang: str, labels: int) -> None:
         """Note that a batch has ended with so many labels."""
         self._held[gang] -= 1
-        self._ends.setdefault(gang, []).append((time.monotonic(), labels))
+        self._ends.setdefault(gang, deque(maxlen=LATEST)).append((time.monotonic(), labels))
         self._labels += labels
         count("smt_ray_labels", self._run, STAGE, labels)
 
     def rate(self) -> float:
         """Return labels per second, 0 if there were none."""
-        return label_rate(self._begun, list(self._ends.values()))
+        return label_rate(self._begun, [[*ends] for ends in self._ends.values()])
 
     def labels(self) -> int:
         """Return how many labels there are yet."""

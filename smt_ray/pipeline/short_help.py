@@ -38,6 +38,7 @@ SHOWN: dict[str, tuple[str, ...]] = {
         "loss.dynamics",
     ),
     "RNN": (
+        "labels.mode",
         "labels.fraction",
         "transition.steps",
         "dmt.steps",

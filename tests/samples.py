@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from smt_ray.config import ModelConfig
-from smt_ray.data.manifest import MANIFEST, schema_of, write_manifest
+from smt_ray.data.manifest import MANIFEST, Shards, open_manifest, schema_of, write_manifest
 from smt_ray.data.shards import WRITTEN, from_column, to_column, to_memory, token_type
 from smt_ray.data.storage import Location
 
@@ -99,3 +99,10 @@ def write(
     manifest = write_manifest(directory, manifest, shards) | {"row_group_rows": group}
     (directory / MANIFEST).write_json(manifest)
     return manifest
+
+
+def read_all(directory: Location, kind: Any = "tokens") -> None:
+    """Read every page of a directory's shards."""
+    shards = Shards(directory, open_manifest(directory, kind))
+    for number, name in enumerate(shards.names):
+        shards.table(number, 0, shards.manifest["shards"][name]["rows"])

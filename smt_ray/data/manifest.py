@@ -91,18 +91,6 @@ def check_shards(directory: Location, manifest: Manifest) -> None:
             raise ValueError(f"{file}: the shard is truncated or foreign ({rule}); {mend(file)}")
 
 
-def verify_shards(directory: Location) -> None:
-    """Read every page of a directory's shards.
-
-    Raises:
-        ValueError: in one line that names the first shard that is damaged.
-    """
-    for file in directory.files(".parquet"):
-        with whole(file), file.open() as handle:
-            for _ in open_parquet(handle).iter_batches():
-                pass
-
-
 def schema_of(manifest: Manifest) -> pa.Schema:
     """Return the columns that the shards of a manifest have."""
     length, targets = manifest["sequence_length"], manifest["targets"]

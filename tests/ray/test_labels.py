@@ -15,7 +15,7 @@ from pyarrow import fs
 from safetensors.torch import save, save_file
 
 from smt_ray.config import DataConfig, LabelConfig, RunConfig, RuntimeConfig, TaskConfig
-from smt_ray.data.manifest import MANIFEST, check_shards, open_manifest, verify_shards
+from smt_ray.data.manifest import MANIFEST, check_shards, open_manifest
 from smt_ray.data.rows import to_columns
 from smt_ray.data.shards import from_memory
 from smt_ray.data.source_plan import plan_source
@@ -26,7 +26,7 @@ from smt_ray.labels import label_shards
 from smt_ray.labels.gang import release
 from smt_ray.model.encoder import build_encoder
 from tests.ray.processes import kill, titled
-from tests.samples import MODEL, VOCABULARY, random_weights, rows, tokens_of, write
+from tests.samples import MODEL, VOCABULARY, random_weights, read_all, rows, tokens_of, write
 
 pytestmark = pytest.mark.ray
 
@@ -131,7 +131,7 @@ def test_labels_keep_the_targets_of_examples(ray_session, root):
     shard.write_bytes(bytes(content))
     check_shards(target / "train", open_manifest(target / "train", "labels"))
     with pytest.raises(ValueError, match=rf"^{shard}: the shard is damaged \(.*; delete {target} "):
-        verify_shards(target / "train")
+        read_all(target / "train", "labels")
 
 
 def test_too_small_a_fraction_is_refused(root):

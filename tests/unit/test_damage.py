@@ -15,7 +15,7 @@ import yaml
 from smt_ray.config import DataConfig, RunConfig
 from smt_ray.data import tokens
 from smt_ray.data.export import load_rnn, save_rnn
-from smt_ray.data.manifest import check_shards, open_manifest, verify_shards
+from smt_ray.data.manifest import check_shards, open_manifest, write_manifest
 from smt_ray.data.reader import Reader
 from smt_ray.data.source_plan import plan_source
 from smt_ray.data.storage import Location
@@ -31,7 +31,7 @@ from smt_ray.studies.options import read_record
 from smt_ray.studies.points import kept
 from smt_ray.studies.trials import Records
 from smt_ray.train.metrics import read_metrics
-from tests.samples import MODEL, rows, write
+from tests.samples import MODEL, read_all, rows, write
 
 L, ROWS = 6, 64
 
@@ -80,7 +80,7 @@ def test_a_shard_with_changed_bytes_is_named_wherever_it_is_read(tmp_path, model
     if model is None:
         for windows in (joined_windows(place, manifest, 8, 8), evaluate._windows(place)):
             assert refused(list, windows).startswith(f"{shard}: the shard is damaged (")
-    assert refused(verify_shards, place).startswith(f"{shard}: the shard is damaged (")
+    assert refused(read_all, place, manifest["kind"]).startswith(f"{shard}: the shard is damaged (")
 
 
 def test_written_token_shards_have_checksums(tmp_path):
@@ -94,7 +94,10 @@ def test_written_token_shards_have_checksums(tmp_path):
     assert found["bytes"] == shard.size()
     assert found["rows"] == pq.read_metadata(shard.path).num_rows
     flip(shard.path, middle(shard, 0), 8)
-    assert refused(verify_shards, shard.parent).startswith(f"{shard}: the shard is damaged (")
+    vocabulary = plan.tokenizer.vocabulary
+    own = {"kind": "tokens", "sequence_length": 16, "vocabulary": vocabulary, "targets": True}
+    write_manifest(shard.parent, own, record.shards)
+    assert refused(read_all, shard.parent).startswith(f"{shard}: the shard is damaged (")
 
 
 def test_a_manifest_that_was_cut_is_named(tmp_path):

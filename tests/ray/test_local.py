@@ -39,8 +39,10 @@ LAUNCHER = {
 
 def listening(process: psutil.Process) -> list[tuple[str, str]]:
     """Return the addresses that a process listens on, each with what it is."""
-    name = " ".join(process.cmdline())
-    found = process.net_connections("inet")
+    try:
+        name, found = " ".join(process.cmdline()), process.net_connections("inet")
+    except psutil.NoSuchProcess:  # it has ended meanwhile
+        return []
     return [(at.laddr.ip, name) for at in found if at.status == psutil.CONN_LISTEN]
 
 

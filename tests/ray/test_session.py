@@ -35,20 +35,20 @@ def config(storage, workers):
 
 
 def test_a_cluster_that_can_grow_is_measured_by_its_limits(can_grow, tmp_path, monkeypatch):
-    waited: list[RuntimeConfig] = []
+    waited: list[RunConfig] = []
     monkeypatch.setattr(session, "_wait_for_nodes", waited.append)
     enough = config(tmp_path, 16)  # 18 CPUs, of which there are 8 yet
     session.preflight(enough)
-    assert waited == [enough.runtime]
+    assert waited == [enough]
     with pytest.raises(
-        ValueError, match=r"need 34 CPUs, the cluster has 20; give --runtime.workers 16, or"
+        ValueError, match=r"need 34 CPUs, the cluster has 20; give --runtime.workers 18, or"
     ):
         session.preflight(config(tmp_path, 32))
 
 
 def test_a_cluster_that_cannot_grow_is_not_waited_for(tmp_path):
     with pytest.raises(
-        ValueError, match=r"need 18 CPUs, the cluster has 8; give --runtime.workers 4, or"
+        ValueError, match=r"need 18 CPUs, the cluster has 8; give --runtime.workers 6, or"
     ):
         session.preflight(config(tmp_path, 16))
 
@@ -75,7 +75,7 @@ def test_the_wait_ends_when_the_nodes_are_there_and_leaves_nothing(tmp_path, cap
         assert time.monotonic() < until
         time.sleep(0.1)
     with caplog.at_level("INFO"):
-        session._wait_for_nodes(config(tmp_path, 2).runtime)
+        session._wait_for_nodes(config(tmp_path, 2))
     assert ray.wait([running], timeout=0)[0]
     said = r"waiting for nodes for \d+ s: need 4 CPUs and 0 GPUs, the cluster has 8 and 0"
     assert re.search(said, caplog.text)

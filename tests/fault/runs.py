@@ -25,6 +25,8 @@ SETTINGS = {
 }
 SPLITS = ("train", "validation")
 WAIT_S = 900.0
+BUSY = "Ray did not start in time"
+"""Said by a driver on a machine that does too much else; as it says, the same command goes on."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +84,14 @@ class Child:
         self.process.send_signal(number)
 
     def kill(self) -> None:
-        """Kill the driver."""
+        """Kill the driver, and wait until its Ray has noticed: its workers go on for a moment."""
+        assert self.process
+        started = psutil.Process(self.process.pid).children(recursive=True)
         self.send(signal.SIGKILL)
         self.wait()
+        for left in psutil.wait_procs(started, timeout=60)[1]:
+            with suppress(psutil.NoSuchProcess):
+                left.kill()
 
     def signal_one(self, title: str, number: int = signal.SIGKILL) -> None:
         """Send a signal to one of the processes that Ray gives this title."""
@@ -97,7 +104,7 @@ class Child:
         raise AssertionError(f"no process {title}")
 
     def end(self) -> None:
-        """End what is left of it, and of its Ray."""
+        """End what is left of it, at once."""
         if self.process and self.process.poll() is None:
             started = psutil.Process(self.process.pid).children(recursive=True)
             self.process.kill()
@@ -154,7 +161,9 @@ class Child:
         for split in SPLITS:
             for file in (place / split).files(".parquet"):
                 with file.open() as handle:
-                    found += pq.read_table(handle, ["sequence_id"])["sequence_id"].to_pylist()
+                    found += pq.read_table(handle, columns=["sequence_id"])[
+                        "sequence_id"
+                    ].to_pylist()
         return found
 
     def rows(self, stage: str) -> pa.Table:
@@ -181,12 +190,17 @@ class Child:
 def until(condition: Callable[[], bool], child: Child, seconds: float = WAIT_S) -> None:
     """Wait until a condition holds while a child runs.
 
+    A child whose Ray found the machine too busy is started again.
+
     Raises:
         AssertionError: with what the child said, if it ends before or takes too long.
     """
     end = time.monotonic() + seconds
     while not condition():
         over = child.process is None or child.process.poll() is not None
+        if over and BUSY in child.said:
+            child.start()
+            continue
         assert not over or condition(), child.said
         assert time.monotonic() < end, child.said
         time.sleep(0.1)

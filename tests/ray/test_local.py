@@ -73,6 +73,7 @@ def main(place: Path) -> None:
     save_file(weights, place / "model.safetensors")
     spec = EncoderSpec(MODEL, VOCABULARY, Location.of(place), "float32", "float32")
     gang = Gang(spec, CONFIG.runtime, "gang")
+    gang.start()
     own = psutil.Process()
     found = {
         "listening": [at for one in [own, *own.children(recursive=True)] for at in listening(one)],

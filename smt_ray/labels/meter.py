@@ -99,8 +99,11 @@ def metered(run: str, labels: int, gangs: list[str], name: str) -> Iterator[Any]
         if labels:
             view.show(Progress(stage=STAGE, step=done, steps=labels, rate=rate, unit="labels"), now)
 
-    with watched(look):
-        yield meter
+    try:
+        with watched(look):
+            yield meter
+    finally:
+        ray.kill(meter)  # streams that are not used any more may still hold it
 
 
 def label_rate(begun: dict[str, float], gangs: list[list[tuple[float, int]]]) -> float:

@@ -5,7 +5,7 @@ integers that the vocabulary allows; label shards add the memories of all L time
 rows, L sequence, K memory tokens, D width.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
 
@@ -136,6 +136,18 @@ def from_memory(
         return memory
     scale = torch.from_numpy(columns["scale"]).view(torch.float16)
     return memory.float() * scale.float().unflatten(1, (-1, memory_tokens, 1))
+
+
+def regrouped(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
+    """Yield the same rows in tables of `rows` each, the last one with what is left."""
+    held: list[pa.Table] = []
+    for table in tables:
+        whole = pa.concat_tables([*held, table])
+        stop = len(whole) // rows * rows
+        for start in range(0, stop, rows):
+            yield whole[start : start + rows]
+        held = [whole[stop:]] if stop < len(whole) else []
+    yield from held
 
 
 def open_parquet(handle: BinaryIO) -> pq.ParquetFile:

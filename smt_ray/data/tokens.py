@@ -15,7 +15,7 @@ import ray
 from smt_ray.config import DataConfig, masked
 from smt_ray.data import sources
 from smt_ray.data.manifest import MANIFEST, Manifest, check_shards, open_manifest, write_manifest
-from smt_ray.data.shards import WRITTEN, row_bytes, row_group_rows
+from smt_ray.data.shards import WRITTEN, regrouped, row_bytes, row_group_rows
 from smt_ray.data.source_plan import SourcePlan
 from smt_ray.data.storage import Location
 from smt_ray.data.tokenizers import Tokenizer
@@ -148,7 +148,8 @@ class Work:
         schema = packer.schema
         rows = row_group_rows(row_bytes(schema))
         groups = max(1, SHARD_BYTES // (rows * row_bytes(schema)))
-        tables = packer.tables(sources.read(unit, self.config, self.tokenizer), rows)
+        made = packer.tables(sources.read(unit, self.config, self.tokenizer), rows)
+        tables = regrouped(made, rows)  # all row groups but the last are whole
         shards: dict[str, dict[str, int]] = {}
         digest = hashlib.sha256()
         for first in tables:
@@ -158,7 +159,7 @@ class Work:
                 with pq.ParquetWriter(sink, schema, **WRITTEN) as writer:
                     for table in itertools.chain([first], itertools.islice(tables, groups - 1)):
                         writer.write_table(table)
-                        for batch in table.to_batches():
+                        for batch in table.combine_chunks().to_batches():
                             digest.update(batch.serialize())
                         count += len(table)
                 size = sink.tell()

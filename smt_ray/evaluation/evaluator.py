@@ -209,7 +209,7 @@ def _sample(
 
 def _ngrams(train: Location, held_out: HeldOut) -> dict[str, Float[np.ndarray, " L"]]:
     """Return the bits by position, summed over the sequences that are scored, of order-n models."""
-    manifest = open_manifest(train, "tokens")
+    manifest = held_out.manifest
     model = NgramModel.fit(_windows(train), manifest["vocabulary"], max(ORDERS))
     totals = {f"order{order}": np.zeros(manifest["sequence_length"]) for order in ORDERS}
     for batch in held_out.batches():

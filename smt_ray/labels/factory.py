@@ -33,6 +33,7 @@ from smt_ray.data.rows import Columns
 from smt_ray.data.shards import (
     WRITTEN,
     from_column,
+    regrouped,
     row_bytes,
     row_group_rows,
     to_column,
@@ -182,8 +183,8 @@ class Split:
         """Write the manifest, if it is not there; return the rows of all label shards."""
         if (self.directory / MANIFEST).exists():
             return int(open_manifest(self.directory, "labels")["sequences"])
-        shards, sizes = Shards(self.tokens, self.manifest), self.directory.sizes(".parquet")
-        found = listed(shards, row_bytes(self.schema), self.fraction, sizes)
+        sizes = self.directory.sizes(".parquet")
+        found = listed(self.manifest, row_bytes(self.schema), self.fraction, sizes)
         manifest = write_manifest(self.directory, self.fields, found)
         logger.info("%s: %d sequences labelled", self.directory.name, manifest["sequences"])
         return int(manifest["sequences"])
@@ -229,7 +230,6 @@ class _Work:
         table = tokens.table(shard.source, shard.first, shard.rows)
         table = table.filter(pa.array(shard.chosen(split.fraction)))
         group = row_group_rows(row_bytes(split.schema))
-        held: list[pa.Table] = []
         # Memories are as good as random: to compress them takes time and saves nothing.
         packing = {name: "NONE" if name == "memory" else "SNAPPY" for name in split.schema.names}
         with (
@@ -237,14 +237,8 @@ class _Work:
             file.output() as sink,
             pq.ParquetWriter(sink, split.schema, compression=packing, **WRITTEN) as writer,
         ):
-            for made in self._labelled(table):
-                rows = pa.concat_tables([*held, made])
-                whole = len(rows) // group * group  # all row groups but the last are whole
-                if whole:
-                    writer.write_table(rows[:whole], row_group_size=group)
-                held = [rows[whole:]]
-            if held and len(held[0]):
-                writer.write_table(held[0])
+            for rows in regrouped(self._labelled(table), group):
+                writer.write_table(rows)
         return len(table)
 
     def _labelled(self, table: pa.Table) -> Iterator[pa.Table]:

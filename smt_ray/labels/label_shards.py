@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from smt_ray.data.manifest import Manifest, Shards
+from smt_ray.data.manifest import Manifest
 from smt_ray.data.order import Integers
 from smt_ray.objectives.objective import hashed
 
@@ -84,12 +84,12 @@ def enough(manifest: Manifest, fraction: float, wanted: int) -> bool:
 
 
 def listed(
-    shards: Shards, row_bytes: int, fraction: float, sizes: dict[str, int]
+    manifest: Manifest, row_bytes: int, fraction: float, sizes: dict[str, int]
 ) -> dict[str, dict[str, int]]:
     """Return what a manifest says of the label shards that are there: `rows`, `first_id`, `bytes`.
 
     Args:
-        shards: the token shards.
+        manifest: that of the token shards.
         row_bytes: bytes of a label row.
         fraction: share of the rows that get labels.
         sizes: bytes of each label shard, by name.
@@ -100,5 +100,5 @@ def listed(
             "first_id": shard.first_id,
             "bytes": sizes[shard.name],
         }
-        for shard in label_shards(shards.manifest, row_bytes, fraction)
+        for shard in label_shards(manifest, row_bytes, fraction)
     }

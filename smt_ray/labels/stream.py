@@ -123,6 +123,7 @@ class LabelStream(Rows):
         work = _Work(self.reader.shards.directory, self.reader.manifest, self.fields, self.gangs)
         context = DataContext.get_current().copy()
         context.enable_progress_bars = False
+        context.target_max_block_size = None  # a batch stays one block, however large
         context.execution_options.preserve_order = True
         room = ROOM * self.size * row_bytes(schema_of(self.fields))
         context.execution_options.resource_limits = ExecutionResources.for_limits(

@@ -5,8 +5,6 @@ import itertools
 import numpy as np
 import pytest
 
-from smt_ray.data.manifest import Shards
-from smt_ray.data.storage import Location
 from smt_ray.labels.label_shards import (
     FEWEST,
     LARGEST,
@@ -53,7 +51,7 @@ def test_parts_are_the_rows_of_token_shards_in_order(row_bytes, fraction):
     expected = [np.arange(n) + (shard << 32) for shard, n in enumerate((70_001, 1, 4_096))]
     assert np.array_equal(ids, np.concatenate(expected))
     sizes = dict.fromkeys(names, 7)
-    counts = listed(Shards(Location.of("nowhere"), tokens), row_bytes, fraction, sizes)
+    counts = listed(tokens, row_bytes, fraction, sizes)
     assert [*counts] == names
     assert sum(count["rows"] for count in counts.values()) == keep(ids, fraction).sum()
 

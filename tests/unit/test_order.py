@@ -1,7 +1,6 @@
 """The order of rows: a permutation of every epoch, by arithmetic alone."""
 
 import itertools
-import time
 import tracemalloc
 
 import numpy as np
@@ -58,18 +57,15 @@ def test_what_is_left_out_differs_from_epoch_to_epoch():
     assert len(left) > 30
 
 
-def test_a_plan_of_1e12_tokens_takes_no_memory_and_no_time():
+def test_a_plan_of_1e12_tokens_takes_no_memory():
     tracemalloc.start()
     order = Order(10**12 // 320, chunk=1024, global_batch=4096, seed=0)
     columns = np.arange(4096)[share(4096, 511, 1024)]
     order.at(0, columns)
-    began = time.perf_counter()
     for step in range(100):
         order.at(step, columns)
-    taken = (time.perf_counter() - began) / 100
     assert tracemalloc.get_traced_memory()[1] < 1 << 20
     tracemalloc.stop()
-    assert taken < 0.02  # 1 ms on an idle machine
 
 
 @pytest.mark.parametrize("group", [1, 2, 4])

@@ -12,12 +12,25 @@ from torch import nn
 
 from smt_ray.config import ModelConfig
 from smt_ray.data.manifest import MANIFEST, Shards, open_manifest, schema_of, write_manifest
+from smt_ray.data.reader import Stream
 from smt_ray.data.shards import WRITTEN, from_column, to_column, to_memory, token_type
 from smt_ray.data.storage import Location
 
 Network = TypeVar("Network", bound=nn.Module)
 VOCABULARY = 11
 MODEL = ModelConfig(width=8, memory_tokens=2, heads=2, encoder_depth=1, register_depth=1)
+
+
+class Around(Stream):
+    """Another stream, whose batches may be changed."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self.carry, self.state, self.probe = (  # type: ignore[method-assign]
+            stream.carry,
+            stream.state,
+            stream.probe,
+        )
 
 
 def random_weights(module: Network, seed: int = 0) -> Network:

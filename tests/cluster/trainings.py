@@ -27,7 +27,8 @@ from smt_ray.data.storage import Location
 from smt_ray.terminal import configure_logging
 from smt_ray.train.programs import DmtProgram
 from smt_ray.train.trainer import fit
-from tests.ray.driver import RUNTIME, Around, program
+from tests.ray.driver import RUNTIME, program
+from tests.samples import Around
 
 SLOW, EVERY_S, NOTICE_S = 30, 0.2, 15.0
 

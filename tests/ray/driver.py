@@ -27,7 +27,7 @@ from smt_ray.objectives.transition import Transition
 from smt_ray.terminal import configure_logging
 from smt_ray.train.programs import DmtProgram, StoredLabels
 from smt_ray.train.trainer import fit
-from tests.samples import MODEL, VOCABULARY, random_weights, rows, write
+from tests.samples import MODEL, VOCABULARY, Around, random_weights, rows, write
 
 L, STEPS, KILLED, SLOW = 16, 70, 23, 30
 RUNTIME = RuntimeConfig(
@@ -55,18 +55,6 @@ class Program(DmtProgram):
         if self.bad:
             return Poisoned(stream, self.bad)
         return Harmed(stream, Path(self.harm), rank) if self.harm else stream
-
-
-class Around(Stream):
-    """Another stream, whose batches may be changed."""
-
-    def __init__(self, stream: Stream) -> None:
-        self.stream = stream
-        self.carry, self.state, self.probe = (  # type: ignore[method-assign]
-            stream.carry,
-            stream.state,
-            stream.probe,
-        )
 
 
 class Poisoned(Around):

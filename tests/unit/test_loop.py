@@ -7,31 +7,22 @@ import pytest
 from safetensors.torch import save_file
 
 from smt_ray.config import DataConfig, DmtConfig, OptimizerConfig, RunConfig, RuntimeConfig
-from smt_ray.data.reader import Stream
 from smt_ray.data.storage import Location
 from smt_ray.objectives.teacher import Teacher
 from smt_ray.objectives.transition import Transition
 from smt_ray.train.host import InProcess
 from smt_ray.train.loop import StepSkipped, train
 from smt_ray.train.programs import DmtProgram, StoredLabels
-from tests.samples import MODEL, VOCABULARY, random_weights, rows, write
+from tests.samples import MODEL, VOCABULARY, Around, random_weights, rows, write
 
 L, STEPS, BAD = 16, 12, 7
 RUNTIME = RuntimeConfig(log_every=4, checkpoint_every=4)
 
 
-class Poisoned(Stream):
+class Poisoned(Around):
     """A stream whose labels are no numbers at step BAD; it keeps which sequences these are."""
 
     sequences: ClassVar[list[int]] = []
-
-    def __init__(self, stream: Stream) -> None:
-        self.stream = stream
-        self.carry, self.state, self.probe = (  # type: ignore[method-assign]
-            stream.carry,
-            stream.state,
-            stream.probe,
-        )
 
     def batch(self, step):
         batch = self.stream.batch(step)

@@ -3,7 +3,7 @@
 Shapes: N sequences, B batch, L inputs in a sequence.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from functools import cached_property, lru_cache
 from typing import Any, Protocol
 
@@ -163,7 +163,7 @@ class RowsOf(Rows):
         self.stream = stream
         self.columns = np.arange(len(stream.batch(0)["inputs"]))
 
-    def follow(self, asked: Iterable[Asked]) -> Iterator[Batch]:
+    def follow(self, asked: Iterable[Asked]) -> Generator[Batch]:
         """Yield a batch of the rows of each item of `asked`."""
         for steps, columns in asked:
             batches: dict[int, Batch] = {}

@@ -8,7 +8,7 @@ reads them.
 import itertools
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -41,6 +41,9 @@ class Stream(ABC):
         """Return what a checkpoint must hold beside the step: tensors with a column in dim 1."""
         return {}
 
+    def close(self) -> None:  # noqa: B027  most make nothing ahead
+        """Give up what is made ahead."""
+
     def probe(self) -> Batch | None:
         """Return a batch of the state that is kept, for `Objective.probe`, if there is any."""
         return None
@@ -53,7 +56,7 @@ class Rows(Stream):
     """The rank's columns of the global batch."""
 
     @abstractmethod
-    def follow(self, asked: Iterable[Asked]) -> Iterator[Batch]:
+    def follow(self, asked: Iterable[Asked]) -> Generator[Batch]:
         """Yield a batch of the rows of each item of `asked`, made before it is needed.
 
         `asked` may have no end, and travels to where rows are made.
@@ -63,13 +66,20 @@ class Rows(Stream):
         """Return this rank's share of global batch `step`; the steps after it are made ahead."""
         if step != self._now:
             if step != self._now + 1 or not self._coming:
+                self.close()
                 self._coming = self.follow(WholeBatches(step, self.columns))
             self._now, self._latest = step, next(self._coming)
         return self._latest
 
+    def close(self) -> None:
+        """Give up what is made ahead."""
+        if self._coming:
+            self._coming.close()
+            self._coming = None
+
     _now = -1
     _latest: Batch
-    _coming: Iterator[Batch] | None = None
+    _coming: Generator[Batch] | None = None
 
 
 @dataclass(frozen=True)
@@ -133,7 +143,7 @@ class Reader(Rows):
         self.groups = RowGroups(self.shards, kept=2 * touched + 2)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader")
 
-    def follow(self, asked: Iterable[Asked]) -> Iterator[Batch]:
+    def follow(self, asked: Iterable[Asked]) -> Generator[Batch]:
         """Yield a batch of the rows of each item of `asked`, read before it is needed."""
         coming: deque[Future[Batch]] = deque()
         for steps, columns in asked:

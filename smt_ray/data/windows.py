@@ -153,6 +153,10 @@ class Windows(Stream):
         kept = {name: torch.from_numpy(part.copy()) for name, part in parts.items()}
         return {**kept, "state": self.pool["state"]}
 
+    def close(self) -> None:
+        """Give up the windows that are made ahead."""
+        self.fresh.close()
+
     def probe(self) -> Batch:
         """Return always the same B windows of the pool, as they are now."""
         return self.batch(0)

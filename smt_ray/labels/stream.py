@@ -5,11 +5,11 @@ for next and streams them through the gangs; nothing is written. Rows, order and
 those of stored labels, so the losses are equal.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -85,21 +85,26 @@ class LabelStream(Rows):
         if self._held is None:
             return super().batch(step)
         if step not in self._held:
-            self._held[step] = next(iter(self.follow([(step, self.columns)])))
+            (self._held[step],) = self.follow([(step, self.columns)])
         return self._held[step]
 
-    def follow(self, asked: Iterable[Asked]) -> Iterator[Batch]:
+    def follow(self, asked: Iterable[Asked]) -> Generator[Batch]:
         """Yield a batch of the rows of each item of `asked`, encoded before it is needed."""
-        groups = self._groups(asked)
+        groups, following = self._groups(asked), None
         with ThreadPoolExecutor(1) as ahead:
             coming = self._start(groups)
-            while coming:
-                (count, tables), following = coming, None
-                for number, table in enumerate(tables, start=1):
-                    if number == max(1, count - AT_ONCE):  # its last batches are under way
-                        following = ahead.submit(self._start, groups)
-                    yield from self._split(table)
-                coming = following.result() if following else None
+            try:
+                while coming:
+                    tables = chain([coming.first], coming.rest)
+                    for number, table in enumerate(tables, start=1):
+                        if number == max(1, coming.batches - AT_ONCE):  # its last are under way
+                            following = ahead.submit(self._start, groups)
+                        yield from self._split(table)
+                    coming, following = following.result() if following else None, None
+            finally:  # Ray Data may not be ended by the garbage collection of a thread of its own
+                for pipeline in (coming, following.result() if following else None):
+                    if pipeline:
+                        pipeline.rest.close()
 
     def _groups(self, asked: Iterable[Asked]) -> Iterator[dict[str, Any]]:
         """Yield what a gang encodes at once: the numbers of rows, and which item asked for each."""
@@ -115,7 +120,7 @@ class LabelStream(Rows):
         if rows:
             yield {"rows": rows, "asked": items}
 
-    def _start(self, groups: Iterator[dict[str, Any]]) -> tuple[int, Iterator[pa.Table]] | None:
+    def _start(self, groups: Iterator[dict[str, Any]]) -> "_Pipeline | None":
         """Start a pipeline on the next groups, and wait for its first table; None of no group."""
         segment = list(islice(groups, SEGMENT))
         if not segment:
@@ -141,7 +146,7 @@ class LabelStream(Rows):
             tables = iter(
                 labelled.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
             )
-            return len(segment), chain([next(tables)], tables)
+            return _Pipeline(len(segment), next(tables), tables)
 
     def _split(self, table: pa.Table) -> Iterator[Batch]:
         """Yield the batches that a table of label rows holds one after the other."""
@@ -150,6 +155,14 @@ class LabelStream(Rows):
         for start, stop in zip([0, *stops[:-1]], stops, strict=True):
             own = {name: column[start:stop].copy() for name, column in columns.items()}
             yield to_batch(own, self.fields)
+
+
+class _Pipeline(NamedTuple):
+    """A pipeline that runs: how many batches it makes, the first of them, and the rest."""
+
+    batches: int
+    first: pa.Table
+    rest: Any
 
 
 @dataclass(frozen=True)

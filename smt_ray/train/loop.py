@@ -9,6 +9,7 @@ import itertools
 import math
 import sys
 import time
+from contextlib import closing
 from typing import NoReturn, Protocol
 
 import torch
@@ -90,7 +91,8 @@ def train(program: Program, host: Host, runtime: RuntimeConfig, *, traced_steps:
     """
     try:
         training = Training(program, host, runtime, traced_steps)
-        training.run()
+        with closing(training.stream):
+            training.run()
     finally:
         host.close()
     return training.done

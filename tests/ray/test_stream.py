@@ -1,6 +1,7 @@
 """Labels that are streamed: the same batches as stored ones, in the same order, from any step."""
 
 import time
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -68,8 +69,9 @@ def test_streamed_batches_are_the_stored_ones_in_the_same_order(both, monkeypatc
     for rank in range(2):
         one, other = (source.rows("train", train, rank, 2) for source in (stored, streamed))
         assert np.array_equal(one.columns, other.columns)
-        for step in (*range(6), *range(40, 44), 5):  # on, past an epoch, and from anywhere
-            assert equal(one.batch(step), other.batch(step))
+        with closing(other):
+            for step in (*range(6), *range(40, 44), 5):  # on, past an epoch, and from anywhere
+                assert equal(one.batch(step), other.batch(step))
     one, other = (source.rows("validation", train, 0, 1) for source in (stored, streamed))
     for step in (0, 1, 0, 1):
         assert equal(one.batch(step), other.batch(step))
@@ -91,6 +93,7 @@ def test_windows_of_a_stream_are_those_of_a_store(both):
             for stream, batch in zip(streams, batches, strict=True):
                 stream.carry(step, batch["state"] * 0.5)
         saved, start = streams[1].state(), stop
+        streams[1].close()
 
 
 def test_gangs_wait_for_a_slow_worker(both):
@@ -110,3 +113,4 @@ def test_gangs_wait_for_a_slow_worker(both):
     for step in range(1, 2 * ROOM * 20 // BATCH):
         reading.batch(step)
     assert ray.get(streamed.gangs.meter.labels.remote()) > made[-1]
+    reading.close()

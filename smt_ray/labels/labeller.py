@@ -6,6 +6,7 @@ Legend: N rows, L sequence.
 import logging
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -41,9 +42,15 @@ class Labeller:
         """
         self.gang, self.clock = Gang(spec, runtime, name), ray.get_actor(meter)
         self.clock.join.remote(name)
+        # Ray cancels what a cancelled task has asked for. A batch that some ranks miss would stop
+        # them all, so this thread asks them: for Ray it belongs to no task.
+        self.thread: ThreadPoolExecutor = ThreadPoolExecutor(1)
 
     def encode(self, tokens: NDArray[np.integer[Any]]) -> tuple[str, list[Any]]:
         """Return the gang's build, and where the memories of `tokens` (N, L) will be."""
+        return self.thread.submit(self._encode, tokens).result()
+
+    def _encode(self, tokens: NDArray[np.integer[Any]]) -> tuple[str, list[Any]]:
         if not self.gang.build:
             self.gang.start()
         return self.gang.build, self.gang.encode(tokens)
@@ -74,11 +81,12 @@ class Gangs:
         """
         failures = 0
         while True:
-            gang = ray.get(self.meter.begin.remote())
+            gang, labels = ray.get(self.meter.begin.remote()), 0
             try:
-                return self._encode(gang, tokens)
+                made = self._encode(gang, tokens)
+                labels = tokens.size
+                return made
             except RayError as error:
-                self.meter.end.remote(gang, 0)
                 failures += 1
                 if failures > self.runtime.max_failures:
                     raise ValueError(
@@ -87,6 +95,8 @@ class Gangs:
                         f"{self.runtime.rank_count} ranks ({_line(error)})"
                     ) from error
                 logger.warning("encoder gang: once more after %s", _line(error))
+            finally:
+                self.meter.end.remote(gang, labels)
 
     def _encode(self, gang: str, tokens: NDArray[np.integer[Any]]) -> Columns:
         owner, limit = self.labellers[gang], self.runtime.timeout_s
@@ -96,7 +106,6 @@ class Gangs:
         except RayError:
             owner.failed.remote(build)
             raise
-        self.meter.end.remote(gang, tokens.size)
         if len(parts) == 1:
             return parts[0]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

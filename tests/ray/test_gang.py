@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from safetensors.torch import save_file
 from smt_ray.config import RuntimeConfig
 from smt_ray.data.shards import from_memory
 from smt_ray.data.storage import Location
-from smt_ray.labels.gang import EncoderSpec, Gang
+from smt_ray.labels.gang import AT_ONCE, EncoderSpec, Gang
 from smt_ray.labels.labeller import started
 from smt_ray.model.encoder import build_encoder
 from tests.ray.processes import titled
@@ -68,6 +69,38 @@ def test_gangs_that_hang_are_built_again_and_the_batch_is_tried_again(ray_sessio
         rule = r"runtime.max-failures=1: a batch of 3 sequences failed 2 times in encoder gangs"
         with pytest.raises(ValueError, match=rule):
             gangs.encode(tokens)
+
+
+def test_a_cancelled_task_takes_no_batch_out_of_the_ranks_order(ray_session, tmp_path):
+    save(tmp_path, random_weights(build_encoder(MODEL, VOCABULARY)))
+    spec = EncoderSpec(MODEL, VOCABULARY, Location.of(tmp_path), "float32", "float32")
+    runtime = RuntimeConfig(device="cpu", gang_ranks=1, timeout_s=20.0)
+    tokens, asked = np.zeros((3, 5), np.uint8), tmp_path / "asked"
+
+    def slow_down(labeller):
+        encode = labeller.gang.encode
+
+        def slowly(tokens):
+            found = encode(tokens)
+            asked.touch()
+            time.sleep(2)
+            return found
+
+        labeller.gang.encode = slowly
+
+    with started("run", spec, runtime, 0) as gangs:
+        before = gangs.encode(tokens)["memory"]
+        (labeller,) = gangs.labellers.values()
+        (rank,) = ray.get(labeller.__ray_call__.remote(lambda self: self.gang.ranks))
+        ray.get(labeller.__ray_call__.remote(slow_down))
+        busy = [rank.__ray_call__.remote(lambda _: time.sleep(5)) for _ in range(AT_ONCE)]
+        task = ray.remote(num_cpus=0)(lambda: gangs.encode(tokens)).remote()
+        while not asked.exists():
+            time.sleep(0.05)
+        ray.cancel(task)  # its batch waits in the rank; whoever asked the rank still works for it
+        ray.get(busy)
+        assert np.array_equal(gangs.encode(tokens)["memory"], before)
+        assert not any(ray.get(gangs.meter.gangs.remote()).values()), "built again"
 
 
 def save(directory, encoder):

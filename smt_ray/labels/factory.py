@@ -180,11 +180,19 @@ class Split:
         return [shard for shard in self.shards if shard.name not in there]
 
     def finish(self) -> int:
-        """Write the manifest, if it is not there; return the rows of all label shards."""
+        """Write the manifest, if it is not there; return the rows of all label shards.
+
+        Raises:
+            ValueError: naming a label shard that is not there any more.
+        """
         if (self.directory / MANIFEST).exists():
             return int(open_manifest(self.directory, "labels")["sequences"])
         sizes = self.directory.sizes(".parquet")
-        found = listed(self.manifest, row_bytes(self.schema), self.fraction, sizes)
+        try:
+            found = listed(self.manifest, row_bytes(self.schema), self.fraction, sizes)
+        except KeyError as error:
+            lost = self.directory / error.args[0]
+            raise ValueError(f"{lost}: is gone; the same command makes it again") from error
         manifest = write_manifest(self.directory, self.fields, found)
         logger.info("%s: %d sequences labelled", self.directory.name, manifest["sequences"])
         return int(manifest["sequences"])

@@ -14,6 +14,7 @@ import numpy as np
 import ray
 import torch
 from numpy.typing import NDArray
+from ray.exceptions import RayError
 from ray.util import get_placement_group, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from torch import nn
@@ -30,6 +31,8 @@ from smt_ray.model.encoder import Encoder, build_encoder
 
 AT_ONCE = 2
 """Batches that a rank has in hand: while one is encoded, the memories of the other leave."""
+ANSWER_S = 5.0
+"""Seconds after which a rank that says nothing counts as hung."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,10 @@ class Rank:
     def address(self) -> tuple[str, int]:
         """Return the address and the port at which the others find this one, if it is rank 0."""
         return meeting_point()
+
+    def where(self) -> str:
+        """Return the node and the process of this rank; it answers while it encodes, too."""
+        return f"node {ray.util.get_node_ip_address()} (process {os.getpid()})"
 
     def start(
         self, spec: EncoderSpec, runtime: RuntimeConfig, rank: int, address: tuple[str, int]
@@ -120,6 +127,8 @@ class Gang:
         """
         self.spec, self.runtime, self.name = spec, runtime, name
         self.ranks: list[Any] = []
+        self.places: list[str] = []
+        """Node and process of each rank."""
         self.build = ""
         """Tells the ranks from those of an earlier start."""
 
@@ -135,13 +144,14 @@ class Gang:
         group = placement_group([resources] * count, name=self.name)
         if not group.wait(limit):
             raise TimeoutError(f"no room for {count} x {resources}")
-        actor = ray.remote(Rank).options(
+        actor = ray.remote(concurrency_groups={"answers": 1})(Rank).options(  # type: ignore[call-overload]
             num_cpus=resources["CPU"],
             num_gpus=resources.get("GPU", 0),
             max_concurrency=AT_ONCE,
             scheduling_strategy=PlacementGroupSchedulingStrategy(group),
         )
         self.ranks = [actor.remote() for _ in range(count)]
+        self.places = ray.get(self._asked(), timeout=limit)
         address = ray.get(self.ranks[0].address.remote(), timeout=limit)
         started = [
             rank.start.remote(self.spec, self.runtime, number, address)
@@ -163,9 +173,32 @@ class Gang:
         self.turn += 1
         return found
 
+    def failing(self) -> str:
+        """Return which ranks are gone or do not answer, and on which nodes."""
+        asked = self._asked()
+        answered, silent = ray.wait(asked, num_returns=len(asked), timeout=ANSWER_S)
+        gone = [answer for answer in answered if _lost(answer)]
+        found = [
+            f"rank {number} on {place} {'is gone' if answer in gone else 'does not answer'}"
+            for number, (answer, place) in enumerate(zip(asked, self.places, strict=True))
+            if answer in gone or answer in silent
+        ]
+        return "; ".join(found) or f"a batch took over {self.runtime.timeout_s:.0f} s"
+
+    def _asked(self) -> list[Any]:
+        return [rank.where.options(concurrency_group="answers").remote() for rank in self.ranks]
+
     def close(self) -> None:
         """Kill all ranks and free their resources."""
         for rank in self.ranks:
             ray.kill(rank)
         self.ranks, self.build = [], ""
         release(self.name)
+
+
+def _lost(answer: Any) -> bool:
+    try:
+        ray.get(answer)
+    except RayError:
+        return True
+    return False

@@ -58,8 +58,9 @@ class Labeller:
     def failed(self, build: str) -> None:
         """Give up a build of the gang, after a lost rank or a wait without an answer."""
         if build == self.gang.build:
+            why = self.gang.failing()
             self.gang.close()
-            self.clock.rebuilt.remote(self.gang.name)
+            self.clock.rebuilt.remote(self.gang.name, why)
 
 
 @dataclass(frozen=True)

@@ -30,22 +30,27 @@ class Meter:
         self._rebuilds, self._held = dict.fromkeys(gangs, 0), dict.fromkeys(gangs, 0)
         self._begun: dict[str, float] = {}
         self._ends: dict[str, deque[tuple[float, int]]] = {}
-        self._labels = 0
+        self._labels, self._why = 0, ""
 
     def join(self, gang: str) -> None:
         """Note that a gang is built; a second time, that it is built again by a new owner."""
         if gang in self._joined:
-            self.rebuilt(gang)
+            self.rebuilt(gang, "the owner of a gang is gone")
         self._joined.add(gang)
 
-    def rebuilt(self, gang: str) -> None:
-        """Note that a gang was built again."""
+    def rebuilt(self, gang: str, why: str) -> None:
+        """Note that a gang is built again, and why."""
         self._rebuilds[gang] += 1
+        self._why = why
         count("smt_ray_gang_rebuilds", self._run, STAGE)
 
     def gangs(self) -> dict[str, int]:
         """Return how often each gang was rebuilt, by name."""
         return self._rebuilds
+
+    def why(self) -> str:
+        """Return why a gang was rebuilt the last time."""
+        return self._why
 
     def begin(self) -> str:
         """Note that a batch begins; return its gang: the one with the fewest batches in hand."""
@@ -89,13 +94,14 @@ def metered(run: str, labels: int, gangs: list[str], name: str) -> Iterator[Any]
 
     def look(view: View, now: float) -> None:
         nonlocal known, first
-        done, rebuilt = ray.get([meter.labels.remote(), meter.gangs.remote()])
+        asked = meter.labels, meter.gangs, meter.why
+        done, rebuilt, why = ray.get([question.remote() for question in asked])
         if done and not first[0]:
             first = (done, now)
         rate = (done - first[0]) / (now - first[1]) if done > first[0] else 0.0
         if (rebuilds := sum(rebuilt.values())) > known:
             known = rebuilds
-            logger.warning("%s: lost a rank; its gang is built again (%d in all)", STAGE, known)
+            logger.warning("%s: %s; its gang is built again (%d in all)", STAGE, why, known)
         if labels:
             view.show(Progress(stage=STAGE, step=done, steps=labels, rate=rate, unit="labels"), now)
 

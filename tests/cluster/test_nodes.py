@@ -86,7 +86,7 @@ def test_two_lost_nodes_do_not_change_the_result(nodes, tmp_path):
 
     with ThreadPoolExecutor(1) as pool:
         said = pool.submit(lambda: head.submit("harmed", *command, harmed))
-        wait(lambda: found(harmed, "labels", "progress/train/*.parquet"), 1500)
+        wait(lambda: found(harmed, "labels", "train/*.parquet"), 1500)
         nodes.lose_one_with("Rank")
         wait(lambda: steps(harmed) > EVERY, 1500)
         nodes.lose_one_with("RayTrainWorker")

@@ -1,6 +1,7 @@
 """The encoder gang against the encoder in one process, and against a rank that hangs."""
 
 import os
+import re
 import signal
 import time
 
@@ -42,9 +43,11 @@ def test_a_gang_is_one_sharded_encoder_and_survives_a_hung_rank(ray_session, tmp
     assert not np.any(whole)
 
     before, build = gang.ranks, gang.build
-    os.kill(on_ranks(gang, lambda _: os.getpid())[0], signal.SIGSTOP)
+    stopped = on_ranks(gang, lambda _: os.getpid())[0]
+    os.kill(stopped, signal.SIGSTOP)
     with pytest.raises(ray.exceptions.GetTimeoutError):
         ray.get(gang.encode(tokens), timeout=2)
+    assert gang.failing() == f"rank 0 on node {host()} (process {stopped}) does not answer"
     gang.start()
     assert build != gang.build
     assert set(gang.ranks).isdisjoint(before)
@@ -63,6 +66,8 @@ def test_gangs_that_hang_are_built_again_and_the_batch_is_tried_again(ray_sessio
             rank.send_signal(signal.SIGKILL)
         assert np.array_equal(gangs.encode(tokens)["memory"], before)
         assert sum(ray.get(gangs.meter.gangs.remote()).values()) == 1
+        lost = rf"rank 0 on node {host()} \(process \d+\) is gone"
+        assert re.fullmatch(lost, ray.get(gangs.meter.why.remote()))
         (tmp_path / "model.safetensors").unlink()  # so that it cannot be built again
         for rank in titled("ray::Rank"):
             rank.send_signal(signal.SIGKILL)
@@ -101,6 +106,10 @@ def test_a_cancelled_task_takes_no_batch_out_of_the_ranks_order(ray_session, tmp
         ray.get(busy)
         assert np.array_equal(gangs.encode(tokens)["memory"], before)
         assert not any(ray.get(gangs.meter.gangs.remote()).values()), "built again"
+
+
+def host():
+    return ray.util.get_node_ip_address()
 
 
 def save(directory, encoder):

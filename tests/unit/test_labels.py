@@ -5,6 +5,9 @@ import itertools
 import numpy as np
 import pytest
 
+from smt_ray.config import RunConfig
+from smt_ray.data.storage import Location
+from smt_ray.labels.factory import Split, label_fields
 from smt_ray.labels.label_shards import (
     FEWEST,
     LARGEST,
@@ -72,3 +75,14 @@ def test_counting_ends_when_there_are_enough():
     tokens = manifest(10**5, 10**5)
     assert enough(tokens, 0.5, 1000)
     assert not enough(tokens, 0.001, 1000)
+
+
+def test_a_lost_label_shard_is_named_when_the_stage_ends(tmp_path):
+    tokens = manifest(300) | {"split": "train", "vocabulary": 257, "targets": False}
+    fields, place = label_fields(RunConfig(), "teacher0", tokens), Location.of(tmp_path)
+    split = Split(place / "tokens", tokens, place, fields, 1.0)
+    *there, lost = [shard.name for shard in split.missing()]
+    for name in there:
+        (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=f"{lost}: is gone; the same command makes it again"):
+        split.finish()

@@ -116,7 +116,7 @@ def write_labels(
     unfinished = [split for split in splits if not (split.directory / MANIFEST).exists()]
     left = {split.directory.name: split.missing() for split in unfinished}
     labels = config.data.sequence_length * sum(
-        split.chosen(shard) for split in unfinished for shard in left[split.directory.name]
+        shard.count(split.fraction) for split in unfinished for shard in left[split.directory.name]
     )
     rate, rebuilds = 0.0, 0
     if labels:
@@ -166,10 +166,6 @@ class Split:
     def shards(self) -> Iterator[LabelShard]:
         """All its label shards in order, made or not."""
         return label_shards(self.manifest, row_bytes(self.schema), self.fraction)
-
-    def chosen(self, shard: LabelShard) -> int:
-        """Return how many rows a label shard has."""
-        return int(shard.chosen(self.fraction).sum())
 
     def missing(self) -> list[LabelShard]:
         """Return the label shards that are not there; remove what was left half written."""

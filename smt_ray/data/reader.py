@@ -25,6 +25,10 @@ Asked = tuple[int | Integers, Integers]
 """Rows by the steps and the columns of the batches that they stand in."""
 AHEAD = 2
 """Batches that are read before they are asked for."""
+SPREAD = 1
+"""Rows of a chunk where few rows must stand for all: those of a validation."""
+CHUNKS = 16
+"""Chunks of a row group: it is read for each of them anew, and neighbours meet less."""
 
 
 class Stream(ABC):
@@ -121,14 +125,14 @@ class Reader(Rows):
             world: number of ranks.
             group: consecutive columns that stay on one rank.
             lanes: streams that a global batch is made of, at most.
-            chunk: consecutive rows that stay close to each other; 0: those of a row group.
+            chunk: consecutive rows that stay close to each other; 0: a part of a row group.
 
         Raises:
             ValueError: if there are fewer rows than one global batch.
         """
         assert global_batch >= world
         self.manifest, self.shards = manifest, Shards(directory, manifest)
-        chunk = chunk or manifest["row_group_rows"]
+        chunk = chunk or chunk_rows(manifest["row_group_rows"])
         if self.shards.rows < global_batch:
             raise ValueError(
                 f"global-batch={global_batch}: {directory} holds only {self.shards.rows} "
@@ -156,6 +160,11 @@ class Reader(Rows):
     def read(self, rows: Integers) -> Batch:
         """Return some rows, by their numbers, as tensors of equal length."""
         return to_batch(self.groups.take(rows), self.manifest)
+
+
+def chunk_rows(group: int) -> int:
+    """Return the rows that stay close to each other where a row group has `group` rows."""
+    return max(1, group // CHUNKS)
 
 
 def open_reader(

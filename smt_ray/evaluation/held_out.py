@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from smt_ray.config import RunConfig
 from smt_ray.data.manifest import check_shards, open_manifest
-from smt_ray.data.reader import Reader
+from smt_ray.data.reader import SPREAD, Reader
 from smt_ray.data.rows import Batch
 from smt_ray.data.storage import Location
 from smt_ray.evaluation import longer
@@ -30,7 +30,8 @@ class HeldOut:
     def batches(self) -> Iterator[Batch]:
         """Yield them in batches of one size; what does not fill the last one is left out."""
         size = min(BATCH, self.count)
-        reader = Reader(self.directory, self.manifest, global_batch=size, seed=0, lanes=1)
+        place, manifest = self.directory, self.manifest
+        reader = Reader(place, manifest, global_batch=size, seed=0, lanes=1, chunk=SPREAD)
         for step in range(self.count // size):
             yield reader.batch(step)
 

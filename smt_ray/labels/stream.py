@@ -19,7 +19,7 @@ from ray.data import DataContext, ExecutionResources, TaskPoolStrategy
 from smt_ray.config import RunConfig, TrainConfig
 from smt_ray.data.manifest import Manifest, Shards, open_manifest, schema_of
 from smt_ray.data.order import LANES
-from smt_ray.data.reader import Asked, Reader, Rows
+from smt_ray.data.reader import SPREAD, Asked, Reader, Rows, chunk_rows
 from smt_ray.data.rows import Batch, RowGroups, to_batch, to_columns, to_table
 from smt_ray.data.shards import row_bytes, row_group_rows
 from smt_ray.data.storage import Location
@@ -47,7 +47,7 @@ class StreamedLabels:
         """Return a rank's columns of a split's batches."""
         directory = self.tokens / split
         manifest = open_manifest(directory, "tokens")
-        fields = label_fields(self.config, self.encoder, manifest)
+        fields, held = label_fields(self.config, self.encoder, manifest), split == "validation"
         reader = Reader(
             directory,
             manifest,
@@ -55,10 +55,10 @@ class StreamedLabels:
             seed=train.seed,
             rank=rank,
             world=world,
-            chunk=row_group_rows(row_bytes(schema_of(fields))),
+            chunk=SPREAD if held else chunk_rows(row_group_rows(row_bytes(schema_of(fields)))),
         )
         batch = self.config.runtime.gang_batch
-        return LabelStream(reader, fields, self.gangs, batch, held=split == "validation")
+        return LabelStream(reader, fields, self.gangs, batch, held=held)
 
 
 class LabelStream(Rows):

@@ -8,7 +8,7 @@ import torch
 
 from smt_ray.config import RunConfig, TrainConfig
 from smt_ray.data.curriculum import growing
-from smt_ray.data.reader import Rows, Stream, open_reader
+from smt_ray.data.reader import SPREAD, Rows, Stream, open_reader
 from smt_ray.data.storage import Location
 from smt_ray.data.weights import load_weights
 from smt_ray.data.windows import Windows
@@ -76,6 +76,7 @@ class _OnTokens(_Program):
             rank=rank,
             world=world,
             group=self.group,
+            chunk=SPREAD if split == "validation" else 0,
         )
 
 
@@ -104,6 +105,7 @@ class StoredLabels(Labels):
             seed=train.seed,
             rank=rank,
             world=world,
+            chunk=SPREAD if split == "validation" else 0,
         )
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from smt_ray.data.reader import Reader
+from smt_ray.data.reader import SPREAD, Reader, chunk_rows
 from smt_ray.data.rows import to_columns
 from smt_ray.data.shards import from_memory
 from smt_ray.data.storage import Location
@@ -112,6 +112,17 @@ def test_a_rank_reads_few_row_groups(tmp_path, table):
     half = reader(tmp_path, table, layout=(1, 10), rank=1, world=2)
     list(map(half.batch, range(STEPS)))
     assert len(half.groups.held) <= LANES + 2
+
+
+def test_few_rows_that_stand_for_all_come_from_everywhere(tmp_path):
+    directory = Location.of(tmp_path)
+    manifest = write(directory, rows(640, L), group=10)
+    own = {"global_batch": 64, "seed": 0, "lanes": 1}
+    spread = Reader(directory, manifest, **own, chunk=SPREAD)
+    close = Reader(directory, manifest, **own, chunk=40)
+    groups = [len({row // 10 for row in ids(reading.batch(0))}) for reading in (spread, close)]
+    assert groups[0] > 30 > 12 >= groups[1]
+    assert (chunk_rows(1024), chunk_rows(10)) == (64, 1)
 
 
 def test_a_rank_opens_the_shards_that_it_reads_alone(tmp_path, monkeypatch):

@@ -27,7 +27,7 @@ AHEAD = 2
 """Batches that are read before they are asked for."""
 SPREAD = 1
 """Rows of a chunk where few rows must stand for all: those of a validation."""
-CHUNKS = 16
+CHUNKS = 64
 """Chunks of a row group: it is read for each of them anew, and neighbours meet less."""
 
 

@@ -122,7 +122,7 @@ def test_few_rows_that_stand_for_all_come_from_everywhere(tmp_path):
     close = Reader(directory, manifest, **own, chunk=40)
     groups = [len({row // 10 for row in ids(reading.batch(0))}) for reading in (spread, close)]
     assert groups[0] > 30 > 12 >= groups[1]
-    assert (chunk_rows(1024), chunk_rows(10)) == (64, 1)
+    assert (chunk_rows(1024), chunk_rows(10)) == (16, 1)
 
 
 def test_a_rank_opens_the_shards_that_it_reads_alone(tmp_path, monkeypatch):

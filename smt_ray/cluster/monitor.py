@@ -115,6 +115,8 @@ def monitored(run: str) -> Iterator[Any]:
     board: Any = Board.options(  # type: ignore[attr-defined]
         name=f"{_prefix(run)}{uuid.uuid4().hex}",
         namespace=NAMESPACE,
+        max_restarts=-1,
+        max_task_retries=-1,
         scheduling_strategy=beside_driver(),
     ).remote()
     known: list[Restart] = []

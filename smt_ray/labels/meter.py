@@ -61,6 +61,8 @@ class Meter:
 
     def end(self, gang: str, labels: int) -> None:
         """Note that a batch has ended with so many labels."""
+        if not self._held[gang]:  # it began before Ray restarted this actor
+            return
         self._held[gang] -= 1
         self._ends.setdefault(gang, deque(maxlen=LATEST)).append((time.monotonic(), labels))
         self._labels += labels
@@ -89,7 +91,12 @@ def metered(run: str, labels: int, gangs: list[str], name: str) -> Iterator[Any]
         The meter.
     """
     actor: Any = Meter
-    meter = actor.options(name=name, scheduling_strategy=beside_driver()).remote(run, gangs)
+    meter = actor.options(
+        name=name,
+        max_restarts=-1,
+        max_task_retries=-1,
+        scheduling_strategy=beside_driver(),
+    ).remote(run, gangs)
     known, first = 0, (0, 0.0)  # the first labels that were seen, and when
 
     def look(view: View, now: float) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import ray.train
 import torch
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayError
 from ray.train.torch import TorchTrainer
 
 from smt_ray.cluster import interruption
@@ -70,7 +70,7 @@ def fit(
     if 0 < start < program.train.steps:
         logger.info("%-10s going on from step %d of %d", stage, start, program.train.steps)
     with monitored(program.config.name) as board, _limited(runtime.timeout_s):
-        result = _run(_trainer(program, runtime, output, board, traced_steps), stage, runtime)
+        result = _fit(program, runtime, output, board, traced_steps)
     assert result.metrics
     assert result.best_checkpoints
     if (step := result.metrics["step"]) < program.train.steps:
@@ -89,6 +89,23 @@ def fit(
         "validation_loss": metrics["validation/loss"],
         "tokens_per_s": rates[len(rates) // 2],
     }
+
+
+def _fit(
+    program: Program, runtime: RuntimeConfig, output: Location, board: Any, traced_steps: int
+) -> ray.train.Result:
+    """Run a training; again if Ray Train's controller is lost, which Ray does not restart."""
+    lost = 0
+    while True:
+        try:
+            trainer = _trainer(program, runtime, output, board, traced_steps)
+            return _run(trainer, program.stage, runtime)
+        except RayActorError as error:
+            lost += 1
+            if lost > runtime.max_failures:
+                raise ValueError(_too_often(program.stage, runtime, error)) from error
+            board.explain.remote("lost Ray Train's controller")
+            last_whole(output / RUN, program.stage)
 
 
 def _trainer(
@@ -148,6 +165,7 @@ def _run(trainer: TorchTrainer, stage: str, runtime: RuntimeConfig) -> ray.train
     Raises:
         Stopped: if Ray ended under a training that was asked to stop.
         ValueError: naming the field or file at fault.
+        RayActorError: if Ray Train's controller was lost.
     """
     try:
         return trainer.fit()
@@ -164,13 +182,16 @@ def _run(trainer: TorchTrainer, stage: str, runtime: RuntimeConfig) -> ray.train
         named = [one for one in lost if isinstance(one, NAMED)]
         if not named and any(not type(one).__module__.startswith("ray.") for one in lost):
             raise
-        first = [*named, *lost][0]
-        raise ValueError(
-            f"runtime.max-failures={runtime.max_failures}: {stage} has lost workers more often; "
-            f"the same command goes on from its last checkpoint ({shorten(str(first), 200)})"
-        ) from error
+        raise ValueError(_too_often(stage, runtime, [*named, *lost][0])) from error
     except RayError:
         if not interruption.asked():
             raise
         logger.info("%s: Ray ended before it was saved; the last checkpoint stays", stage)
         raise Stopped(interruption.asked()) from None
+
+
+def _too_often(stage: str, runtime: RuntimeConfig, error: Exception) -> str:
+    return (
+        f"runtime.max-failures={runtime.max_failures}: {stage} has lost workers more often; "
+        f"the same command goes on from its last checkpoint ({shorten(str(error), 200)})"
+    )

@@ -1,6 +1,5 @@
 """What the tests of faults share: a source, an undisturbed run, and a table of what faults cost."""
 
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from smt_ray.data.storage import Location
 from tests.fault.runs import Child, Cost
 
 _COSTS: dict[str, Cost] = {}
@@ -42,11 +42,10 @@ def child(source: Path, request: pytest.FixtureRequest) -> Iterator[Make]:
         def make(last: str, storage: str = "", **environment: str) -> Child:
             new = Child(Path(place), storage or f"{place}/runs", source, last, environment)
             made.append(new)
-            if not storage and last != "tokens":
-                whole = request.getfixturevalue("whole")
-                for before in _before(last):
-                    found = Path(whole.artifact(before).path)
-                    shutil.copytree(found, Path(place, "runs", "artifacts", found.name))
+            for before in _before(last):
+                found = request.getfixturevalue("whole").artifact(before)
+                place_of = Location.of(new.storage) / "artifacts" / found.name
+                found.copy_to(place_of.make_dir())
             return new
 
         yield make
@@ -60,11 +59,11 @@ def _before(stage: str) -> list[str]:
 
 
 @pytest.fixture
-def note(request: pytest.FixtureRequest) -> Callable[[Cost], None]:
+def note(request: pytest.FixtureRequest) -> Callable[..., None]:
     """Keep what a fault has cost for the table; no row may be lost or there twice."""
 
-    def keep(cost: Cost) -> None:
-        _COSTS[request.node.name] = cost
+    def keep(cost: Cost, fault: str = "") -> None:
+        _COSTS[f"{request.node.name} {fault}".strip()] = cost
         assert (cost.rows_lost, cost.rows_twice) == (0, 0)
 
     return keep

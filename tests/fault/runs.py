@@ -16,12 +16,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from smt_ray.data.storage import Location
+from smt_ray.train.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = {
     # A report of training waits 0.25 s, not two; a silent worker is noted after seconds.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
     "RAY_worker_niceness": "0",
+    "RAY_prestart_worker_first_driver": "0",  # each idle worker would take seconds of a core
 }
 SPLITS = ("train", "validation")
 WAIT_S = 900.0
@@ -74,31 +76,44 @@ class Child:
         return (self.home / f"{self.starts}.log").read_text()
 
     def wait(self) -> int:
-        """Return the exit status."""
+        """Return the exit status; one whose Ray found the machine too busy is started again."""
         assert self.process
-        return self.process.wait(WAIT_S)
+        while (status := self.process.wait(WAIT_S)) == 2 and BUSY in self.said:
+            self.start()
+        return status
 
     def send(self, number: int) -> None:
         """Send the driver alone a signal."""
         assert self.process
         self.process.send_signal(number)
 
-    def kill(self) -> None:
-        """Kill the driver, and wait until its Ray has noticed: its workers go on for a moment."""
+    @contextmanager
+    def ending(self) -> Iterator[None]:
+        """After a block that ends the driver, wait for its workers, which go on for a moment."""
         assert self.process
         started = psutil.Process(self.process.pid).children(recursive=True)
-        self.send(signal.SIGKILL)
-        self.wait()
-        for left in psutil.wait_procs(started, timeout=60)[1]:
+        yield
+        for stopped in started:
+            with suppress(psutil.NoSuchProcess):
+                stopped.resume()
+        # Ray's agents stay for most of a minute; they touch nothing.
+        psutil.wait_procs([one for one in started if not _is_agent(one)], timeout=60)
+        for left in started:
             with suppress(psutil.NoSuchProcess):
                 left.kill()
 
+    def kill(self) -> None:
+        """Kill the driver."""
+        with self.ending():
+            self.send(signal.SIGKILL)
+            self.wait()
+
     def signal_one(self, title: str, number: int = signal.SIGKILL) -> None:
-        """Send a signal to one of the processes that Ray gives this title."""
+        """Send a signal to one of the driver's processes, by its title or its program's name."""
         assert self.process
         for process in psutil.Process(self.process.pid).children(recursive=True):
             with suppress(psutil.NoSuchProcess):
-                if " ".join(process.cmdline()).startswith(title):
+                if " ".join(process.cmdline()).startswith(title) or process.name() == title:
                     process.send_signal(number)
                     return
         raise AssertionError(f"no process {title}")
@@ -166,6 +181,15 @@ class Child:
                     ].to_pylist()
         return found
 
+    def losses(self, stage: str) -> dict[int, float]:
+        """Return the training loss of each step, of which each was logged once."""
+        place = self.artifact(stage)
+        assert place
+        found = [row for row in read_metrics(place) if "loss/total" in row]
+        steps = [row["step"] for row in found]
+        assert steps == sorted(set(steps))
+        return {row["step"]: row["loss/total"] for row in found}
+
     def rows(self, stage: str) -> pa.Table:
         """Return the training rows of a stage, by identity."""
         place = self.artifact(stage)
@@ -185,6 +209,12 @@ class Child:
                 lost += len(set(whole) - set(mine))
                 twice += len(mine) - len(set(mine))
         return Cost(round(seconds, 1), steps, lost, twice)
+
+
+def _is_agent(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return " ".join(process.cmdline()).endswith("Agent")
+    return False
 
 
 def until(condition: Callable[[], bool], child: Child, seconds: float = WAIT_S) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from smt_ray.train.host import InProcess
 from smt_ray.train.loop import train
+from tests.fault.runs import Cost
 from tests.ray.driver import CONFIG, RUNTIME, STEPS, prepare
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
@@ -40,13 +41,13 @@ def whole(place):
 
 
 def losses(rows):
-    found = {row["step"]: row["loss/total"] for row in rows if "loss/total" in row}
-    assert [*found] == [*range(1, STEPS + 1)]
-    return found
+    found = [(row["step"], row["loss/total"]) for row in rows if "loss/total" in row]
+    assert [step for step, _ in found] == [*range(1, STEPS + 1)]
+    return dict(found)
 
 
 def harmed(place, harm, workers, timeout_s=600.0):
-    """Train with harm; return the losses by step, and what was said."""
+    """Train with harm; return the losses by step, what was said, and what the harm has cost."""
     place.mkdir()
     prepare(place)
     own = {k: v for k, v in os.environ.items() if not k.startswith("RAY_") or k == "RAY_TMPDIR"}
@@ -54,7 +55,7 @@ def harmed(place, harm, workers, timeout_s=600.0):
         [
             sys.executable,
             "-m",
-            "tests.cluster.trainings",
+            "tests.fault.trainings",
             str(place),
             harm,
             workers,
@@ -68,18 +69,25 @@ def harmed(place, harm, workers, timeout_s=600.0):
     )
     assert done.returncode == 0, done.stdout
     rows = (place / "harmed" / "metrics.jsonl").read_text().splitlines()
-    return losses(map(json.loads, rows)), done.stdout
+    seconds = (place / "recovered").stat().st_mtime - (place / "struck").stat().st_mtime
+    restart = re.search(r"after step (\d+); going on from step (\d+)", done.stdout)
+    assert restart, done.stdout
+    cost = Cost(round(seconds, 1), int(restart[1]) - int(restart[2]), 0, 0)
+    return losses(map(json.loads, rows)), done.stdout, cost
 
 
-def test_workers_that_go_leave_the_others_to_go_on(place, whole):
-    found, said = harmed(place / "remove", "remove", "1:2")
+@pytest.mark.parametrize("harm", ["remove", "raylet"])
+def test_workers_that_go_leave_the_others_to_go_on(harm, place, whole, note):
+    found, said, cost = harmed(place / harm, harm, "1:2")
     assert found == pytest.approx(whole, rel=1e-4)
     assert re.search(r"dmt: lost a worker after step \d+; going on from step 25", said), said
-    assert (place / "remove" / "rank-0-of-1").exists()
+    assert (place / harm / "rank-0-of-1").exists()
+    note(cost)
 
 
-def test_a_notice_saves_at_once_and_the_node_costs_no_failure(place, whole):
-    found, said = harmed(place / "drain", "drain", "1:2")
+def test_a_notice_saves_at_once_and_the_node_costs_no_failure(place, whole, note):
+    found, said, cost = harmed(place / "drain", "drain", "1:2")
+    note(cost)
     assert found == pytest.approx(whole, rel=1e-4)
     restart = re.search(r"dmt: lost a worker after step \d+; going on from step (\d+)", said)
     assert restart, said
@@ -90,9 +98,10 @@ def test_a_notice_saves_at_once_and_the_node_costs_no_failure(place, whole):
     assert 30 < early[0] <= int(restart[1])
 
 
-def test_a_stopped_rank_is_named_and_killed(place, whole):
-    found, said = harmed(place / "stop", "stop", "2", timeout_s=15.0)
+def test_a_stopped_rank_is_named_and_killed(place, whole, note):
+    found, said, cost = harmed(place / "stop", "stop", "2", timeout_s=15.0)
     assert found == pytest.approx(whole, rel=1e-4)
     pid = (place / "stop" / "stopped").read_text()
     line = rf"dmt: rank 1 on node \S+ \(process {pid}\) did not answer for \d+ s after step \d+; "
     assert re.search(line + "going on from step 25", said), said
+    note(cost)

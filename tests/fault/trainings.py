@@ -1,10 +1,11 @@
 """A training on two nodes of one CPU each, of which the second is harmed on the way.
 
-python -m tests.cluster.trainings PLACE HARM WORKERS TIMEOUT_S
+python -m tests.fault.trainings PLACE HARM WORKERS TIMEOUT_S
 
 PLACE has what `tests.ray.driver.prepare` writes. HARM is `remove` (the node of rank 1 is lost),
-`drain` (with a notice before) or `stop` (the process of rank 1 is stopped). What was said stands on
-stderr; `harmed/` gets the result.
+`drain` (with a notice before), `raylet` (that of rank 1's node is killed) or `stop` (the process of
+rank 1 is stopped). What was said stands on stderr; `harmed/` gets the result. The files `struck`
+and `recovered` are as old as the harm, and as the first step that was not taken before it.
 """
 
 import os
@@ -49,11 +50,16 @@ class Crawling(Around):
     def __init__(self, stream: Stream, place: Path) -> None:
         super().__init__(stream)
         self.place = place
+        self.restarted = (place / "restarted").exists()
 
     def batch(self, step):
         if step >= SLOW and not (self.place / "restarted").exists():
-            (self.place / "slow").touch()
+            (self.place / "slow").write_text(str(step))
             time.sleep(EVERY_S * (10 if (self.place / "noticed").exists() else 1))
+        recovered = self.place / "recovered"
+        new = self.restarted and step > int((self.place / "slow").read_text())
+        if new and not recovered.exists():
+            recovered.touch()
         return self.stream.batch(step)
 
 
@@ -64,14 +70,22 @@ def harm(place: Path, what: str, cluster: Any, nodes: list[Any]) -> None:
     node, pid = (place / "rank-1-of-2").read_text().split()
     (victim,) = (one for one in nodes if one.node_id == node)
     if what == "stop":
+        (place / "struck").touch()
         (place / "stopped").write_text(pid)
         os.kill(int(pid), signal.SIGSTOP)
+        (place / "restarted").touch()
+        return
+    if what == "raylet":
+        (place / "struck").touch()
+        (raylet,) = victim.all_processes["raylet"]
+        os.kill(raylet.process.pid, signal.SIGKILL)
         (place / "restarted").touch()
         return
     if what == "drain":
         drain(node)
         (place / "noticed").touch()
         time.sleep(NOTICE_S)
+    (place / "struck").touch()
     cluster.remove_node(victim, allow_graceful=False)
     (place / "restarted").touch()
 

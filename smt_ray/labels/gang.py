@@ -31,7 +31,7 @@ from smt_ray.model.encoder import Encoder, build_encoder
 
 AT_ONCE = 2
 """Batches that a rank has in hand: while one is encoded, the memories of the other leave."""
-ANSWER_S = 5.0
+ANSWER_S = 10.0
 """Seconds after which a rank that says nothing counts as hung."""
 
 

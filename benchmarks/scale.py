@@ -170,7 +170,7 @@ def write_locally(data: DataConfig, target: Location) -> None:
     ray.shutdown()
 
 
-def write_text(place: Path, megabytes: int, files: int = 16) -> None:
+def write_text(place: Path, megabytes: float, files: int = 16) -> None:
     """Write text, the standard library's again and again, in some files of equal size."""
     if place.exists():
         return
@@ -178,7 +178,7 @@ def write_text(place: Path, megabytes: int, files: int = 16) -> None:
     library = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
     text = b"".join(path.read_bytes() for path in library)
     text = text.decode(errors="ignore").encode()
-    size = megabytes * 10**6 // files
+    size = int(megabytes * 10**6) // files
     for number in range(files):
         with (place / f"{number:03d}.txt").open("wb") as file:
             for start in range(0, size, len(text)):

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.paper import SHORT, VOCABULARY
 from smt_ray.config import RunConfig
 from smt_ray.config.presets import preset
 from smt_ray.data.storage import Location
@@ -29,7 +30,6 @@ from smt_ray.studies.scenario import Scenario
 from smt_ray.studies.throughput import Throughput
 from smt_ray.terminal import configure_logging
 
-VOCABULARY = 256
 STAGES = ("teacher", "labels", "transition")
 SIZES: dict[str, dict[str, Any]] = {
     "paper": {},
@@ -37,17 +37,6 @@ SIZES: dict[str, dict[str, Any]] = {
                        "cell_depth": 1}},
 }  # fmt: skip
 """What each size changes of the paper's widths and depths."""
-SHORT: dict[str, Any] = {
-    "data": {"sequence_length": 32},
-    "loss": {"timesteps": 4, "horizon": 8, "group": 4},
-    "optimizer": {"precision": "float32"},
-    "teacher": {"global_batch": 4},
-    "labels": {"fraction": 1.0},
-    "transition": {"global_batch": 4},
-    "dmt": {"global_batch": 4},
-    "runtime": {"device": "cpu", "gang_ranks": 1, "gang_batch": 32},
-}
-"""What makes it fit into minutes of two cores."""
 FILES = 64
 """Modules of the standard library whose text is trained on."""
 MEMORY, FEWER, OTHER = 16, 4, 8

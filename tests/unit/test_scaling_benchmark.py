@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import scaling
+from benchmarks import paper, scaling
 from benchmarks.scaling import QUICK, SIZES, STAGES, scaling_figures
 from smt_ray.studies.flops import networks, sequence_flops, validation_flops
 from smt_ray.studies.measurements import Point
@@ -20,8 +20,8 @@ def point(one, steps):
     batch = config.runtime.gang_batch
     if not labels:
         batch = config.stages()[one.stage].global_batch // one.count
-    flops = batch * sequence_flops(config, scaling.VOCABULARY)[one.stage]
-    checked = 0.0 if labels else batch * validation_flops(config, scaling.VOCABULARY)[one.stage]
+    flops = batch * sequence_flops(config, paper.VOCABULARY)[one.stage]
+    checked = 0.0 if labels else batch * validation_flops(config, paper.VOCABULARY)[one.stage]
     step_s = (FIXED_S + S_PER_FLOP * flops) / (1.0 if one.count == 1 else WEAK)
     validation_s = S_PER_FLOP * checked
     beside = 0.0 if labels else 2 * (validation_s + CHECKPOINT_S)
@@ -41,7 +41,7 @@ def point(one, steps):
         checkpoint_s=0.0 if labels else CHECKPOINT_S,
         validation_s=validation_s,
         validation_flops=checked,
-        parameters=networks(config, scaling.VOCABULARY).parameters[one.stage],
+        parameters=networks(config, paper.VOCABULARY).parameters[one.stage],
     )
 
 

@@ -80,7 +80,8 @@ def harmed(place, harm, workers, timeout_s=600.0):
 def test_workers_that_go_leave_the_others_to_go_on(harm, place, whole, note):
     found, said, cost = harmed(place / harm, harm, "1:2")
     assert found == pytest.approx(whole, rel=1e-4)
-    assert re.search(r"dmt: lost a worker after step \d+; going on from step 25", said), said
+    assert "dmt: lost a worker after step" in said
+    assert cost.steps_lost <= EVERY  # the others go on until they notice, and may save once more
     assert (place / harm / "rank-0-of-1").exists()
     note(cost)
 

@@ -137,7 +137,7 @@ def bare(place: Path) -> dict[str, float]:
 
 
 @dataclass(frozen=True)
-class InTurns(TransitionProgram):
+class TransitionInTurns(TransitionProgram):
     """The transition's training, behind a gate."""
 
     place: str = ""
@@ -164,7 +164,7 @@ def streamed(place: Path) -> dict[str, list[float]]:
 def trained(run: Prepared, labels: Labels, place: Path) -> dict[str, list[float]]:
     """Return the loss of each step."""
     teacher = run.root / "teacher"
-    program = InTurns(run.config, labels, teacher, VOCABULARY, place=str(place))
+    program = TransitionInTurns(run.config, labels, teacher, VOCABULARY, place=str(place))
     output = Location.of(place / "fit").make_dir()
     fit(program, run.config.runtime, output)
     rows = read_metrics(output)

@@ -163,7 +163,7 @@ class GatedStream(Stream):
 
 
 @dataclass(frozen=True)
-class InTurns(TeacherProgram):
+class TeacherInTurns(TeacherProgram):
     """The teacher's training, behind a gate."""
 
     place: str = ""
@@ -184,7 +184,7 @@ def with_ray(place: Path) -> dict[str, float]:
     config, tokens = read_run(place)
     connect(config)
     write_tokens(plan_source(config.data), tokens)
-    program = InTurns(config, tokens, VOCABULARY, place=str(place))
+    program = TeacherInTurns(config, tokens, VOCABULARY, place=str(place))
     fit(program, config.runtime, Location.of(place / "fit").make_dir())
     return {}
 

@@ -37,7 +37,7 @@ from smt_ray.train.programs import (
 from tests.dist.ranks import Runs, launch, train, train_plainly
 from tests.samples import MODEL, VOCABULARY, random_weights, rows, write
 
-pytestmark = pytest.mark.dist
+pytestmark = [pytest.mark.dist, pytest.mark.timeout(1800)]
 
 L, HALF, STEPS, STAGES, ENDS = 8, 4, 8, (0, 1, 2, 3), (0, 3)
 CLIP, GROUP = 0.05, 2

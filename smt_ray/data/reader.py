@@ -28,7 +28,7 @@ AHEAD = 2
 SPREAD = 1
 """Rows of a chunk where few rows must stand for all: those of a validation."""
 CHUNKS = 64
-"""Chunks of a row group: it is read for each of them anew, and neighbours meet less."""
+"""Chunks of a row group: it is read for each of them anew; more chunks mix better (docs/log.md)."""
 
 
 class Stream(ABC):

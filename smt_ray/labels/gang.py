@@ -81,7 +81,8 @@ class Rank:
             "MASTER_PORT": str(port),
         }
         self.device, self.dtype = prepare_process(runtime), spec.dtype
-        self.engine = encoding_engine(spec.build(), runtime.gang_batch, spec.precision)
+        ranks = runtime.rank_count
+        self.engine = encoding_engine(spec.build(), runtime.gang_batch, spec.precision, ranks)
 
     def encode(self, turn: int, tokens: NDArray[np.integer[Any]]) -> Columns:
         """Return the memories of all timesteps of `tokens` (N, L) as stored columns.
@@ -93,17 +94,23 @@ class Rank:
             self.changed.wait_for(lambda: self.turn == turn)
             try:
                 with torch.inference_mode():
-                    return to_memory(self.engine(inputs), self.dtype)
+                    memory = self.engine(inputs)
             finally:
                 self.turn += 1
                 self.changed.notify_all()
+        with torch.inference_mode():
+            return to_memory(memory, self.dtype)
 
 
-def encoding_engine(encoder: nn.Module, batch: int, precision: Precision) -> Any:
-    """Wrap `encoder` in a ZeRO-3 engine without an optimizer: parameters sharded over the ranks."""
+def encoding_engine(encoder: nn.Module, batch: int, precision: Precision, ranks: int) -> Any:
+    """Wrap `encoder` in an engine without an optimizer, its parameters sharded over the ranks.
+
+    A single rank has nothing to share: ZeRO-3 would only copy each parameter before its use.
+    """
     import deepspeed
 
-    engine, *_ = deepspeed.initialize(model=encoder, config=zero_settings(batch, 3, precision))
+    settings = zero_settings(batch, 3 if ranks > 1 else 0, precision)
+    engine, *_ = deepspeed.initialize(model=encoder, config=settings)
     engine.eval()
     return engine
 

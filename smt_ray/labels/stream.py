@@ -5,6 +5,7 @@ for next and streams them through the gangs; nothing is written. Rows, order and
 those of stored labels, so the losses are equal.
 """
 
+import time
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 from ray.data import DataContext, ExecutionResources, TaskPoolStrategy
+from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from smt_ray.config import RunConfig, TrainConfig
 from smt_ray.data.manifest import Manifest, Shards, open_manifest, schema_of
@@ -31,6 +33,9 @@ SEGMENT = 64
 """Batches of one pipeline; the next one starts while the last of them are encoded."""
 ROOM = 12
 """Batches for whose size a pipeline has room: it holds about a third of them in wait."""
+
+PAUSE_S = 0.05
+"""Seconds between two looks of Ray Data at its tasks."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +135,7 @@ class LabelStream(Rows):
         context.enable_progress_bars = False
         context.target_max_block_size = None  # a batch stays one block, however large
         context.execution_options.preserve_order = True
+        context.custom_execution_callback_classes = [Paced]
         room = ROOM * self.size * row_bytes(schema_of(self.fields))
         context.execution_options.resource_limits = ExecutionResources.for_limits(
             object_store_memory=room
@@ -155,6 +161,18 @@ class LabelStream(Rows):
         for start, stop in zip([0, *stops[:-1]], stops, strict=True):
             own = {name: column[start:stop].copy() for name, column in columns.items()}
             yield to_batch(own, self.fields)
+
+
+class Paced(ExecutionCallback):
+    """Lets Ray Data's thread rest, which runs beside the training in its process.
+
+    It waits for outputs with `ray.wait`. That returns at once while one is there that the trainer
+    has no room for yet: the thread would take a CPU.
+    """
+
+    def on_execution_step(self, executor: Any) -> None:
+        """Rest after each look at the tasks."""
+        time.sleep(PAUSE_S)
 
 
 class _Pipeline(NamedTuple):

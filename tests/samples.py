@@ -99,7 +99,7 @@ def write(
         shape = {"memory_tokens": model.memory_tokens, "width": model.width, "dtype": "float32"}
         shape["kind"] = "labels"
     own = {"split": directory.name, "sequence_length": length, "vocabulary": VOCABULARY}
-    manifest = {**shape, **own, "targets": False, **fields}
+    manifest = {**shape, **own, "targets": 0, **fields}
     cuts = np.linspace(0, len(table), files + 1).astype(int)
     shards = {}
     for number in range(files):

@@ -11,9 +11,9 @@ import torch
 from smt_ray.config import DataConfig
 from smt_ray.data.order import share
 from smt_ray.data.reader import Stream
-from smt_ray.data.rows import Batch
+from smt_ray.data.rows import Batch, asked
 from smt_ray.data.synthetic import task_of
-from smt_ray.objectives.objective import hashed
+from smt_ray.objectives.objective import IGNORED, hashed
 
 
 class Growing(Stream):
@@ -89,6 +89,9 @@ class Drawn(Stream):
             "inputs": inputs,
             "targets": targets,
         }
+        most = max(1, int((targets != IGNORED).sum(1).max()))
+        if most < self.length:
+            batch["asked"] = asked(targets, most)
         return {name: value[self.columns] for name, value in batch.items()}
 
 

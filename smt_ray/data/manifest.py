@@ -93,7 +93,7 @@ def check_shards(directory: Location, manifest: Manifest) -> None:
 
 def schema_of(manifest: Manifest) -> pa.Schema:
     """Return the columns that the shards of a manifest have."""
-    length, targets = manifest["sequence_length"], manifest["targets"]
+    length, targets = manifest["sequence_length"], manifest["targets"] > 0
     vocabulary = manifest["vocabulary"]
     if manifest["kind"] == "tokens":
         covers = not targets or "bytes" in manifest

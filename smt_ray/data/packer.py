@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from smt_ray.data.formats import Document
 from smt_ray.data.shards import target_type, to_column, token_schema, token_type
 from smt_ray.data.tokenizers import Tokenizer
+from smt_ray.objectives.objective import IGNORED
 
 
 class Examples(NamedTuple):
@@ -27,6 +28,7 @@ class Packer(ABC):
     """Makes the rows of one unit of work.
 
     `documents` and `tokens` count what was read, `bytes` what the targets of the rows cover.
+    `targets` is how many targets of its own a row has at most; 0: they are the next tokens.
     """
 
     def __init__(self, length: int, unit: int, schema: pa.Schema) -> None:
@@ -34,6 +36,7 @@ class Packer(ABC):
         self.documents = 0
         self.tokens = 0
         self.bytes = 0
+        self.targets = 0
         self._length = length
         self._next_id = unit << 32
         self.schema = schema
@@ -102,6 +105,7 @@ class ExamplePacker(Packer):
         """Take examples of `length` (L) inputs; `covers` says whether the rows have `bytes`."""
         schema = token_schema(length, vocabulary, targets=True, covers=covers)
         super().__init__(length, unit, schema)
+        self.targets = 1
         self._types = token_type(vocabulary), target_type(vocabulary)
         self._covers = covers
 
@@ -110,6 +114,7 @@ class ExamplePacker(Packer):
         for inputs, targets in content:
             self.documents += len(inputs)
             self.tokens += inputs.size
+            self.targets = max(self.targets, int((targets != IGNORED).sum(1).max(initial=0)))
             for start in range(0, len(inputs), rows):
                 part = slice(start, start + rows)
                 pair = zip((inputs[part], targets[part]), self._types, strict=True)

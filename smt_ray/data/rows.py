@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from smt_ray.data.manifest import Manifest, Shards
 from smt_ray.data.order import Integers
 from smt_ray.data.shards import from_column, from_memory, target_type, to_column, token_type, whole
+from smt_ray.objectives.objective import IGNORED
 
 Batch = dict[str, torch.Tensor]
 Columns = dict[str, NDArray[Any]]
@@ -82,6 +83,9 @@ def to_table(columns: Columns) -> pa.Table:
 def to_batch(columns: Columns, manifest: Manifest) -> Batch:
     """Turn stored rows into tensors: `inputs`, `targets`, `memory` and the rest.
 
+    Where a row has few targets `asked` tells their positions. All rows have equally many: those of
+    a row with fewer targets are filled up with positions that have none.
+
     Args:
         columns: the rows.
         manifest: that of their directory.
@@ -95,13 +99,22 @@ def to_batch(columns: Columns, manifest: Manifest) -> Batch:
     tokens = _integers(columns["tokens"], token_type(vocabulary))
     if "targets" in columns:
         batch["inputs"] = tokens
-        batch["targets"] = _integers(columns["targets"], target_type(vocabulary))
+        targets = _integers(columns["targets"], target_type(vocabulary))
+        batch["targets"] = targets
+        if manifest["targets"] < targets.shape[1]:
+            batch["asked"] = asked(targets, manifest["targets"])
     else:
         batch |= {"inputs": tokens[:, :-1].contiguous(), "targets": tokens[:, 1:].contiguous()}
     if "memory" in columns:
         shape = (manifest[name] for name in ("memory_tokens", "width", "dtype"))
         batch["memory"] = from_memory(columns, *shape)
     return batch
+
+
+def asked(targets: torch.Tensor, most: int) -> torch.Tensor:
+    """Return the positions of the targets of each row (B, L), `most` a row, in order."""
+    none = (targets == IGNORED).to(torch.uint8)
+    return none.argsort(dim=1, stable=True)[:, :most].contiguous()
 
 
 def _integers(raw: NDArray[Any], dtype: np.dtype[Any]) -> torch.Tensor:

@@ -21,7 +21,7 @@ from smt_ray.data.sources import (
 )
 from smt_ray.data.tokenizers import Tokenizer
 
-FORMAT = 3
+FORMAT = 4
 """Of the token shards: raised when their meaning changes."""
 
 

@@ -165,7 +165,8 @@ class Work:
                 size = sink.tell()
             begins = first["sequence_id"][0].as_py()
             shards[name] = {"rows": count, "first_id": begins, "bytes": size}
-        counts = {name: getattr(packer, name) for name in ("bytes", "documents", "tokens")}
+        counted = "bytes", "documents", "tokens", "targets"
+        counts = {name: getattr(packer, name) for name in counted}
         return Record(
             fingerprint=fingerprint,
             split=unit.split,
@@ -188,7 +189,7 @@ def _write_manifest(plan: SourcePlan, units: list[Record], directory: Location) 
         "vocabulary": tokenizer.vocabulary,
         "tokenizer": tokenizer.name,
         "source": masked(config.source),
-        "targets": config.kind != "text",
+        "targets": max(unit.targets for unit in units),
         "documents": sum(unit.documents for unit in units),
         "digest": hashlib.sha256("".join(unit.digest for unit in units).encode()).hexdigest(),
     }

@@ -35,6 +35,8 @@ class Record:
     bytes: int
     documents: int
     tokens: int
+    targets: int
+    """Of its own that a row has at most; 0: they are the next tokens."""
 
     def write(self, target: Location) -> None:
         """Write the record of shards that are in place."""

@@ -56,7 +56,7 @@ class Bptt(Objective):
 
     def counts(self, batch: Batch) -> Float[Tensor, "1"]:
         """Return the valid targets."""
-        return valid_targets(batch["targets"]).cpu().view(1)
+        return valid_targets(batch["targets"]).view(1)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return the cross-entropy in nats, and in mode `parallel` `carry`: the next states."""
@@ -70,6 +70,6 @@ class Bptt(Objective):
         return self._losses(self.rnn.rollout(batch["inputs"]), batch)
 
     def _losses(self, memory: Float[Tensor, "B L K D"], batch: Batch) -> dict[str, Tensor]:
-        (count,) = normalisers(self, batch).to(batch["inputs"].device)
-        loss = readout_loss(self.rnn.readout, memory, batch["targets"], count)
+        (count,) = normalisers(self, batch)
+        loss = readout_loss(self.rnn.readout, memory, batch, count)
         return {"loss": loss, "loss/readout": loss}

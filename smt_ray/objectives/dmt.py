@@ -59,14 +59,13 @@ class Dmt(Objective):
 
     def counts(self, batch: Batch) -> Float[Tensor, "2"]:
         """Return how many numbers the labels hold, and the valid targets."""
-        return torch.stack(
-            (torch.tensor(float(batch["memory"].numel())), valid_targets(batch["targets"]).cpu())
-        )
+        valid = valid_targets(batch["targets"])
+        return torch.stack((torch.full_like(valid, batch["memory"].numel()), valid))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return the loss, its parts, and in mode `parallel` `carry`: the windows' next states."""
-        memory, targets = batch["memory"].float(), batch["targets"]
-        numbers, valid = normalisers(self, batch).to(memory.device)
+        memory = batch["memory"].float()
+        numbers, valid = normalisers(self, batch)
         if self.dmt.unroll:
             starts = self._starts(batch)
             predicted = own = unrolled(self.rnn, starts, batch["inputs"], self.dmt.depth)
@@ -74,8 +73,8 @@ class Dmt(Objective):
             predicted = apply_cell(self.rnn.cell, self.states(batch), batch["inputs"])
             own = predicted.detach()
         dyn = squared_error(predicted, memory, numbers)
-        readout = readout_loss(self.rnn.readout, own, targets, valid)
-        teacher = readout_loss(self.teacher_readout, memory, targets, valid)
+        readout = readout_loss(self.rnn.readout, own, batch, valid)
+        teacher = readout_loss(self.teacher_readout, memory, batch, valid)
         result = {
             "loss": self._dynamics(batch) * dyn + self.weight * (readout + teacher),
             "loss/dyn": dyn,
@@ -117,9 +116,9 @@ class Dmt(Objective):
 
     def validate(self, batch: Batch) -> dict[str, Tensor]:
         """Return cross-entropy in nats, squared error and NMSE of a true rollout."""
-        numbers, valid = normalisers(self, batch).to(batch["memory"].device)
+        numbers, valid = normalisers(self, batch)
         memory = self.rnn.rollout(batch["inputs"])
-        loss = readout_loss(self.rnn.readout, memory, batch["targets"], valid)
+        loss = readout_loss(self.rnn.readout, memory, batch, valid)
         label = batch["memory"].float()
         return {
             "loss": loss,

@@ -1,10 +1,11 @@
 """What the training loop asks of an objective, and the parts that objectives share.
 
-A batch is a dictionary of tensors: `sequence_id` (B,), `inputs` and `targets` (B, L), `memory`
-(B, L, K, D) where labels are read, the scalars `step` and `progress` (the share of all steps that
-is done), and `counts`, the mean over all micro-batches and ranks of `Objective.counts`. Each loss
-is a sum over `counts`, so that the mean over micro-batches and ranks that DeepSpeed takes of the
-gradients equals the mean over the GLOBAL count of valid targets.
+A batch is a dictionary of tensors: `sequence_id` (B,), `inputs` and `targets` (B, L), `asked`
+(B, S), the positions of the targets where a row has at most S < L of them, `memory` (B, L, K, D)
+where labels are read, the scalars `step` and `progress` (the share of all steps that is done), and
+`counts`, the mean over all micro-batches and ranks of `Objective.counts`. Each loss is a sum over
+`counts`, so that the mean over micro-batches and ranks that DeepSpeed takes of the gradients equals
+the mean over the GLOBAL count of valid targets.
 """
 
 from abc import ABC, abstractmethod
@@ -25,7 +26,7 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def counts(self, batch: Batch) -> Float[Tensor, " N"]:
-        """Return the denominators of this objective's losses for one micro-batch."""
+        """Return the denominators of this objective's losses for one micro-batch, on its device."""
 
     @abstractmethod
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -72,18 +73,20 @@ def mean_over(count: Float[Tensor, ""], nats: Float[Tensor, "*rows"]) -> Float[T
 def readout_loss(
     readout: nn.Module,
     memory: Float[Tensor, "B L K D"],
-    targets: Int[Tensor, "B L"],
+    batch: Batch,
     count: Float[Tensor, ""],
 ) -> Float[Tensor, ""]:
     """Sum the cross-entropy of the next target alone, divided by `count`.
 
-    The readout sees the memories that have a target, and always the first one: a rank without any
-    target must take part in the collectives of ZeRO.
+    The readout sees all memories, or those of the positions that are `asked`.
     """
-    asked = targets.flatten() != IGNORED
-    asked[0] = True
-    logits = readout(memory.flatten(0, 1)[asked])[:, 0]
-    return mean_over(count, target_nats(logits, targets.flatten()[asked]))
+    targets = batch["targets"]
+    if "asked" in batch:
+        asked = batch["asked"]
+        memory = memory.take_along_dim(asked[..., None, None], dim=1)
+        targets = targets.take_along_dim(asked, dim=1)
+    logits = readout(memory.flatten(0, 1))[:, 0]
+    return mean_over(count, target_nats(logits, targets.flatten()))
 
 
 def previous(memory: Float[Tensor, "B L K D"]) -> Float[Tensor, "B L K D"]:

@@ -202,7 +202,7 @@ class Teacher(Objective):
         loss = dec + config.dynamics * dyn + config.uniformity * unif
         metrics = {"loss/dec": dec, "loss/dyn": dyn, "loss/unif": unif}
         if self.dense:
-            metrics["loss/dense"] = readout_loss(self.decoder, encoded.memory, targets, dense)
+            metrics["loss/dense"] = readout_loss(self.decoder, encoded.memory, batch, dense)
             loss = loss + metrics["loss/dense"]
         return {"loss": loss, **metrics}
 

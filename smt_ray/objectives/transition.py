@@ -23,12 +23,13 @@ class Transition(Objective):
 
     def counts(self, batch: Batch) -> Float[Tensor, "1"]:
         """Return how many numbers the labels hold."""
-        return torch.tensor([batch["memory"].numel()], dtype=torch.float32)
+        memory = batch["memory"]
+        return torch.full((1,), memory.numel(), dtype=torch.float32, device=memory.device)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return the mean squared error of the one-step update."""
         memory = batch["memory"].float()
         predicted = apply_cell(self.cell, previous(memory), batch["inputs"])
         (count,) = normalisers(self, batch)
-        dyn = squared_error(predicted, memory, count.to(memory.device))
+        dyn = squared_error(predicted, memory, count)
         return {"loss": dyn, "loss/dyn": dyn}

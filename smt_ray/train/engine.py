@@ -52,6 +52,10 @@ class Engine(ABC):
         """Add `values` up over the ranks, in place; all of them call it."""
 
     @abstractmethod
+    def greatest(self, values: list[int]) -> list[int]:
+        """Return the greatest of each value over the ranks, which wait for each other."""
+
+    @abstractmethod
     def state(self, parameter: nn.Parameter, *, stepped: bool) -> list[Tensor]:
         """Return a parameter's whole fp32 weight and its moments; all ranks call it.
 
@@ -106,6 +110,10 @@ class PlainEngine(Engine):
     def sum(self, values: Tensor) -> None:
         """Leave `values` as they are: there is one rank."""
 
+    def greatest(self, values: list[int]) -> list[int]:
+        """Return `values`."""
+        return values
+
     def state(self, parameter: nn.Parameter, *, stepped: bool) -> list[Tensor]:
         """Return a parameter's weight and its moments."""
         return _plain_state(self.optimizer, parameter)
@@ -156,6 +164,8 @@ class DeepSpeedEngine(Engine):
             model=objective, optimizer=optimizer, config=settings
         )
         self.plain = self.engine.zero_optimization_stage() == 0
+        # What hosts agree on must not wait for devices.
+        self.hosts = dist.new_group(backend="gloo") if device.type == "cuda" else None
         # Groups that DeepSpeed makes have torch's own limit of half an hour.
         for made in dist.distributed_c10d._world.pg_map:
             _set_pg_timeout(timedelta(seconds=runtime.timeout_s), made)
@@ -182,6 +192,14 @@ class DeepSpeedEngine(Engine):
     def sum(self, values: Tensor) -> None:
         """Add `values` up over the ranks, in place."""
         dist.all_reduce(values)
+
+    def greatest(self, values: list[int]) -> list[int]:
+        """Return the greatest of each value over the ranks, which wait for each other."""
+        if self.world == 1:
+            return values
+        found = torch.tensor(values)
+        dist.all_reduce(found, dist.ReduceOp.MAX, group=self.hosts)
+        return [int(value) for value in found]
 
     def state(self, parameter: nn.Parameter, *, stepped: bool) -> list[Tensor]:
         """Return a parameter's whole fp32 weight and its moments."""

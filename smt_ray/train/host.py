@@ -10,6 +10,7 @@ import torch
 
 from smt_ray.config import TrainConfig
 from smt_ray.objectives.objective import Objective
+from smt_ray.train.agreement import FEWEST_S
 from smt_ray.train.checkpoint import Checkpoint, State, save_checkpoint
 from smt_ray.train.engine import Engine, PlainEngine
 
@@ -19,6 +20,8 @@ class Host(ABC):
 
     rank: int = 0
     world: int = 1
+    look_s: float = FEWEST_S
+    """Seconds after which the ranks look again whether one of them wants to stop or save."""
 
     @abstractmethod
     def engine(self, objective: Objective, train: TrainConfig) -> Engine:

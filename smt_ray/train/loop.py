@@ -19,6 +19,7 @@ from smt_ray.config import RunConfig, RuntimeConfig, TrainConfig
 from smt_ray.data.reader import Stream
 from smt_ray.data.rows import Batch
 from smt_ray.objectives.objective import Objective
+from smt_ray.train.agreement import Agreement
 from smt_ray.train.checkpoint import State
 from smt_ray.train.host import Host
 from smt_ray.train.stepper import Stepper
@@ -115,7 +116,8 @@ class Training:
             self.saved = self.done
             if saved:
                 objective.load_state_dict(saved.weights())
-            self.stepper = Stepper(host.engine(objective, self.train))
+            engine = host.engine(objective, self.train)
+            self.stepper, self.agreement = Stepper(engine), Agreement(engine, host.look_s)
             share = self.train.global_batch, rank, world, program.group
             kept = saved.stream(*share) if saved else None
             self.stream = program.stream(rank, world, kept, self.done)
@@ -186,9 +188,11 @@ class Training:
         self.waited += time.monotonic() - began
         self.taken.append((self.done + 1, batch["sequence_id"].clone()))  # windows change in place
         self.learning_rate = learning_rate(self.train, self._position)
-        stop = self.host.stop_requested(self.done, self.loss, self.rate)
-        save = self.host.save_requested()
-        step = self.stepper.step(batch, self.learning_rate, stop=stop, save=save)
+        agreed = self.agreement.look(
+            stop=self.host.stop_requested(self.done, self.loss, self.rate),
+            save=self.host.save_requested(),
+        )
+        step = self.stepper.step(batch, self.learning_rate)
         if step.carry is not None:
             self.stream.carry(self.done, step.carry)
         self.done += 1
@@ -197,7 +201,7 @@ class Training:
         finite = step.metrics["loss/total"].isfinite() & step.metrics["norm/gradient"].isfinite()
         for name, value in {**step.metrics, "finite": finite}.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
-        return step.stopping, step.saving
+        return agreed
 
     def _leave_out(self) -> tuple[bool, bool]:
         """Pass a step over; windows keep their states, and retire as if it had been taken."""

@@ -23,10 +23,6 @@ class Step:
     """This rank's means over its micro-batches, scalars on the device."""
     carry: Tensor | None
     """The objective's state after the step, for all rows of the batch."""
-    stopping: bool
-    """Whether any rank asked to stop."""
-    saving: bool
-    """Whether any rank asked for a checkpoint."""
 
 
 class Stepper:
@@ -41,17 +37,9 @@ class Stepper:
         self.step(batch, rate=0.0)
         saved.restore_optimizer(self.engine)
 
-    def step(self, batch: Batch, rate: float, *, stop: bool = False, save: bool = False) -> Step:
-        """Take one optimizer step at learning rate `rate`.
-
-        Args:
-            batch: this rank's share.
-            rate: learning rate.
-            stop: tell all ranks to stop.
-            save: tell all ranks to save a checkpoint.
-        """
+    def step(self, batch: Batch, rate: float) -> Step:
+        """Take one optimizer step at learning rate `rate`; nothing waits for the device."""
         micros = self._split(batch)
-        stopping, saving = self._share_counts(micros, stop, save)
         results, norms = self.engine.step(micros, rate)
         carries = [result.pop("carry") for result in results if "carry" in result]
         metrics: dict[str, Tensor] = {}
@@ -59,7 +47,7 @@ class Stepper:
             for name, value in result.items():
                 key = "loss/total" if name == "loss" else name
                 metrics[key] = metrics.get(key, 0.0) + value.detach() / len(micros)
-        return Step(metrics | norms, torch.cat(carries) if carries else None, stopping, saving)
+        return Step(metrics | norms, torch.cat(carries) if carries else None)
 
     def validate(self, batch: Batch) -> dict[str, Tensor]:
         """Return this rank's validation metrics, means over its micro-batches."""
@@ -75,7 +63,6 @@ class Stepper:
     ) -> dict[str, Tensor]:
         self.objective.eval()
         micros = self._split(batch)
-        self._share_counts(micros)
         metrics: dict[str, Tensor] = {}
         for micro in micros:
             for name, value in figures(micro).items():
@@ -101,28 +88,30 @@ class Stepper:
         return means
 
     def _split(self, batch: Batch) -> list[Batch]:
-        """Cut a rank's batch into micro-batches of whole groups; scalars go to each."""
+        """Cut a rank's batch into micro-batches of whole groups, and move them to the device.
+
+        Scalars go to each. `counts` are taken before the move, so that no device is asked.
+        """
         pieces, group = self.engine.pieces, self.engine.group
         groups = len(batch["inputs"]) // group
         cuts = [n * groups // pieces * group for n in range(1, pieces)]
         split = {
-            name: value.to(self.engine.device, non_blocking=True).tensor_split(cuts)
-            if value.dim()
-            else [value] * pieces
+            name: value.tensor_split(cuts) if value.dim() else [value] * pieces
             for name, value in batch.items()
         }
-        return [{name: value[n] for name, value in split.items()} for n in range(pieces)]
-
-    def _share_counts(self, micros: list[Batch], *wishes: bool) -> list[bool]:
-        """Set each micro-batch's `counts` to the global mean; return what any rank wishes."""
+        micros = [{name: value[n] for name, value in split.items()} for n in range(pieces)]
         counts = torch.stack([self.objective.counts(micro) for micro in micros]).mean(0)
-        asked = counts.new_tensor([float(wish) for wish in wishes])
-        shared = torch.cat((counts, asked)).to(self.engine.device)
-        self.engine.sum(shared)
-        shared /= self.engine.world
-        for micro in micros:
-            micro["counts"] = shared[: len(counts)]
-        return [wish > 0 for wish in shared[len(counts) :].tolist()] if wishes else []
+        counts = self._there(counts)
+        self.engine.sum(counts)
+        counts /= self.engine.world
+        return [
+            {name: self._there(value) for name, value in micro.items()} | {"counts": counts}
+            for micro in micros
+        ]
+
+    def _there(self, value: Tensor) -> Tensor:
+        """Return a value on the device; a scalar stays, as kernels take it from here."""
+        return value.to(self.engine.device, non_blocking=True) if value.dim() else value
 
     def wait(self) -> None:
         """Wait for all ranks."""

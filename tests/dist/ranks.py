@@ -46,6 +46,8 @@ def _rank(
 class RankHost(InProcess):
     """A rank of the process group, with DeepSpeed under the loop; it ends at step `stop`."""
 
+    look_s = 0.0
+
     def __init__(
         self, runtime: RuntimeConfig, group: int, stop: int, directory: Path | None
     ) -> None:

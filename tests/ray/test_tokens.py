@@ -86,7 +86,7 @@ def test_examples_are_written_with_their_targets(tmp_path, monkeypatch):
     data = DataConfig(source="task:retrieval", sequence_length=16, task=task)
     target = Location.of(tmp_path / "task")
     write_tokens(plan_source(data), target)
-    manifest = open_manifest(target / "train", "tokens", targets=True, vocabulary=17)
+    manifest = open_manifest(target / "train", "tokens", targets=1, vocabulary=17)
     assert (manifest["sequences"], manifest["tokenizer"]) == (2500, "numbers")
     assert len(manifest["shards"]) == 3
     assert "bytes" not in manifest

@@ -78,7 +78,7 @@ def test_counting_ends_when_there_are_enough():
 
 
 def test_a_lost_label_shard_is_named_when_the_stage_ends(tmp_path):
-    tokens = manifest(300) | {"split": "train", "vocabulary": 257, "targets": False}
+    tokens = manifest(300) | {"split": "train", "vocabulary": 257, "targets": 0}
     fields, place = label_fields(RunConfig(), "teacher0", tokens), Location.of(tmp_path)
     split = Split(place / "tokens", tokens, place, fields, 1.0)
     *there, lost = [shard.name for shard in split.missing()]

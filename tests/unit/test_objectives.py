@@ -9,13 +9,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from smt_ray.config import DmtConfig, LossConfig
+from smt_ray.config import DmtConfig, LossConfig, UnrollConfig
+from smt_ray.data.rows import asked
+from smt_ray.objectives.bptt import Bptt
 from smt_ray.objectives.dmt import Dmt
 from smt_ray.objectives.losses import COVARIANCE_FLOOR, PAIRS, VARIANCE_FLOOR, uniformity
 from smt_ray.objectives.objective import Objective, hashed, previous
 from smt_ray.objectives.teacher import Teacher
 from smt_ray.objectives.transition import Transition
-from tests.samples import MODEL, VOCABULARY, random_weights
+from tests.samples import MODEL, VOCABULARY, output_sizes, random_weights
 
 B, L, SEED = 4, 10, 5
 K, D = MODEL.memory_tokens, MODEL.width
@@ -47,6 +49,10 @@ def teacher(*, encoder="causal", positions=False, dense=True, **changes):
 
 def dmt(*, readout=1.0, **changes):
     return random_weights(Dmt(MODEL, DmtConfig(**changes), VOCABULARY, readout))
+
+
+def bptt():
+    return random_weights(Bptt(MODEL, UnrollConfig(), VOCABULARY))
 
 
 def nats(logits, target):
@@ -328,6 +334,25 @@ def test_the_mean_over_micro_batches_is_that_of_the_whole(name):
     for name, parameter in model.named_parameters():
         if name in expected:
             torch.testing.assert_close(parameter.grad, expected[name], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["teacher", "dmt", "bptt"])
+def test_the_readout_sees_the_positions_that_are_asked_alone(name):
+    """Each row has as many, those of a row with fewer targets without one."""
+    whole = make_batch()
+    whole["targets"][:, ::2] = -100
+    some = {**whole, "asked": asked(whole["targets"], L // 2)}
+    rows = zip(some["asked"], whole["targets"], strict=True)
+    assert all(
+        set((row != -100).nonzero().flatten().tolist()) <= set(at.tolist()) for at, row in rows
+    )
+    model = {"dmt": dmt, "teacher": teacher, "bptt": bptt}[name]()
+    readout = model.decoder if name == "teacher" else model.rnn.readout
+    for batch, seen in ((whole, B * L), (some, B * L // 2)):
+        with output_sizes(readout) as sizes:
+            result = model(batch)
+        assert sizes[-1] == seen * VOCABULARY
+        torch.testing.assert_close(result["loss"], model(whole)["loss"])
 
 
 @pytest.mark.parametrize("changes", TEACHERS.values(), ids=TEACHERS)

@@ -16,7 +16,7 @@ def artifacts(tmp_path):
 
 def unit(name, split="train", shards=2):
     names = {f"{name}-{n}.parquet": {"rows": n + 1} for n in range(shards)}
-    counts = {"bytes": 7, "documents": 3, "tokens": 9}
+    counts = {"bytes": 7, "documents": 3, "tokens": 9, "targets": 0}
     return Record(fingerprint=name, split=split, digest=f"rows of {name}", shards=names, **counts)
 
 

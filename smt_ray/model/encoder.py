@@ -53,13 +53,14 @@ class Registers(nn.Module):
     ) -> Float[Tensor, "B S K D"]:
         """Attend from each timestep's registers to the trunk states up to that timestep.
 
-        The K registers are folded into the heads, so one causal attention over L serves all of them
-        and no (L*K, L) mask exists.
+        The K registers are heads that share keys and values, and the trunk's heads are batches. So
+        one causal attention over L serves all registers, no (L*K, L) mask exists, and the fused
+        kernels take it: with `enable_gqa` a GPU has none in fp32.
         """
-        slots, heads = registers.shape[2], self.heads
-        query = rearrange(self.query(registers), "b s k (h d) -> b (h k) s d", h=heads)
+        batch, heads, slots = len(registers), self.heads, registers.shape[2]
+        query = rearrange(self.query(registers), "b s k (h d) -> (b h) k s d", h=heads)
         key, value = rearrange(
-            self.key_value(trunk), "b l (two h d) -> two b h l d", two=2, h=heads
+            self.key_value(trunk), "b l (two h d) -> two (b h) 1 l d", two=2, h=heads
         )
         query, key = normalize(query), normalize(key)
         by = rotation(trunk.shape[1], key.shape[-1], key.device)
@@ -67,13 +68,15 @@ class Registers(nn.Module):
         if timesteps is None:
             query, mask = rotate(query, by), None
         else:
-            query = rotate(query, by[timesteps][:, None])
+            query = rotate(query, by[timesteps.repeat_interleave(heads, 0)][:, None])
             positions = torch.arange(trunk.shape[1], device=trunk.device)
-            mask = (positions <= timesteps[..., None])[:, None]
+            seen = positions <= timesteps[..., None]
+            mask = seen.repeat_interleave(heads, 0)[:, None]
+        shared = -1, slots, -1, -1
         y = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, is_causal=mask is None, enable_gqa=True
+            query, key.expand(shared), value.expand(shared), attn_mask=mask, is_causal=mask is None
         )
-        return self.out(rearrange(y, "b (h k) s d -> b s k (h d)", k=slots))
+        return self.out(rearrange(y, "(b h) k s d -> b s k (h d)", b=batch))
 
     def forward(
         self,

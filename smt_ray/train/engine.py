@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.distributed_c10d import _set_pg_timeout
-from torch.nn.utils import clip_grad_norm_, get_total_norm
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from smt_ray.cluster.zero import zero_settings
 from smt_ray.config import RuntimeConfig, TrainConfig
@@ -28,6 +28,7 @@ class Engine(ABC):
     """Takes optimizer steps on an objective, by AdamW at a rate that each step is given."""
 
     objective: Objective
+    train: TrainConfig
     device: torch.device
     rank: int = 0
     world: int = 1
@@ -35,6 +36,12 @@ class Engine(ABC):
     """Micro-batches in one optimizer step of one rank."""
     group: int = 1
     """Consecutive sequences that stay in one micro-batch."""
+
+    def autocast(self) -> contextlib.AbstractContextManager[None]:
+        """Return the context in which matrix products have the precision of the settings."""
+        if self.train.precision == "float32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
 
     @abstractmethod
     def step(
@@ -96,13 +103,11 @@ class PlainEngine(Engine):
         _set_rate(self.optimizer, rate)
         results = []
         for micro in micros:
-            with autocast(self.device, self.train):
+            with self.autocast():
                 result = self.objective(micro)
             (result["loss"] / len(micros)).backward()
             results.append(result)
-        norms = norms_of(self.objective)
-        graded = [p for p in self.objective.parameters() if p.grad is not None]
-        clip_grad_norm_(graded, self.train.clip_norm)
+        norms = clip(self.objective, self.train.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         return results, norms
@@ -139,7 +144,7 @@ class DeepSpeedEngine(Engine):
         *,
         group: int = 1,
     ) -> None:
-        """Wrap `objective`; DeepSpeed clips gradients by their joint norm over all parameters.
+        """Wrap `objective`; gradients are clipped by their joint norm over all parameters.
 
         Args:
             objective: what is trained.
@@ -150,20 +155,22 @@ class DeepSpeedEngine(Engine):
         """
         import deepspeed
 
-        self.objective, self.device, self.group = objective, device, group
+        self.objective, self.train, self.device, self.group = objective, train, device, group
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         assert train.global_batch // group >= self.world
         self.pieces = runtime.pieces(train.global_batch, self.world, group)
         rows = ceil(train.global_batch / self.world / self.pieces)
+        self.plain = runtime.zero_stage == 0
         settings = zero_settings(rows, runtime.zero_stage, train.precision) | {
             "gradient_accumulation_steps": self.pieces,
-            "gradient_clipping": train.clip_norm,
+            "gradient_clipping": 0.0 if self.plain else train.clip_norm,
         }
         optimizer = adamw(objective, train)
         self.engine, *_ = deepspeed.initialize(
             model=objective, optimizer=optimizer, config=settings
         )
-        self.plain = self.engine.zero_optimization_stage() == 0
+        if self.plain and self.world == 1:
+            self.engine.enable_backward_allreduce = False  # it copies the gradients four times
         # What hosts agree on must not wait for devices.
         self.hosts = dist.new_group(backend="gloo") if device.type == "cuda" else None
         # Groups that DeepSpeed makes have torch's own limit of half an hour.
@@ -181,7 +188,7 @@ class DeepSpeedEngine(Engine):
             result = engine(micro)
             engine.backward(result["loss"])
             if self.plain and engine.is_gradient_accumulation_boundary():
-                norms = norms_of(self.objective)  # at stage 0 DeepSpeed clips, but does not tell
+                norms = clip(self.objective, self.train.clip_norm)  # DeepSpeed tells no norm
             engine.step()
             results.append(result)
         if not self.plain:
@@ -247,26 +254,23 @@ def adamw(objective: nn.Module, train: TrainConfig) -> torch.optim.AdamW:
     )
 
 
-def autocast(device: torch.device, train: TrainConfig) -> contextlib.AbstractContextManager[None]:
-    """Return the context in which matrix products have the precision of `train`."""
-    if train.precision == "float32":
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, torch.bfloat16)
+def clip(objective: nn.Module, limit: float) -> dict[str, Tensor]:
+    """Scale the gradient down to a norm of `limit`; return its norm before.
 
-
-def norms_of(objective: nn.Module) -> dict[str, Tensor]:
-    """Return the norm of the gradient, and those of the cell and the rest where both are trained.
-
-    Both parts are clipped by the joint norm.
+    Where the cell and the rest are both trained, there are the norms of both as well. Both are
+    scaled by the joint norm.
     """
     parts: dict[str, list[Tensor]] = {}
+    graded = []
     for name, parameter in objective.named_parameters():
         if parameter.grad is not None:
             part = "norm/cell" if "cell" in name.split(".") else "norm/rest"
             parts.setdefault(part, []).append(parameter.grad)
+            graded.append(parameter)
     norms = {part: get_total_norm(gradients) for part, gradients in parts.items()}
-    whole = {"norm/gradient": get_total_norm(list(norms.values()))}
-    return norms | whole if len(norms) > 1 else whole
+    whole = get_total_norm(list(norms.values()))
+    clip_grads_with_norm_(graded, limit, whole)
+    return (norms if len(norms) > 1 else {}) | {"norm/gradient": whole}
 
 
 def _set_rate(optimizer: Any, rate: float) -> None:

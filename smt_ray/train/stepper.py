@@ -65,7 +65,9 @@ class Stepper:
         micros = self._split(batch)
         metrics: dict[str, Tensor] = {}
         for micro in micros:
-            for name, value in figures(micro).items():
+            with self.engine.autocast():
+                found = figures(micro)
+            for name, value in found.items():
                 if name != "carry":
                     metrics[name] = metrics.get(name, 0.0) + value / len(micros)
         self.objective.train()

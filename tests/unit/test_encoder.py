@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from smt_ray.config import ModelConfig
 from smt_ray.model.blocks import rms_norm, rotation
@@ -146,3 +148,28 @@ def test_chunks_do_not_change_gradients(bidirectional, tokens, monkeypatch):
     chunked = gradients()
     monkeypatch.setattr("smt_ray.model.encoder.CHUNK_ON_CPU", 1 << 20)
     torch.testing.assert_close(chunked, gradients(), atol=1e-3, rtol=1e-4)
+
+
+class Largest(TorchDispatchMode):
+    """Notes the largest tensor that any operation makes."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        """Call the operation."""
+        made = function(*args, **(kwargs or {}))
+        sizes = [leaf.numel() for leaf in tree_leaves(made) if isinstance(leaf, torch.Tensor)]
+        self.numbers = max(self.numbers, *sizes, 0)
+        return made
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_no_buffer_grows_with_the_square_of_the_length(precision):
+    length, encoder = 8192, make(encoder="causal")
+    with (
+        torch.no_grad(),
+        torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"),
+        Largest() as largest,
+    ):
+        encoder(torch.randint(VOCABULARY, (1, length)))
+    assert largest.numbers <= 8 * 16 * K * length  # D = 16: the hidden layer of the MLP

@@ -4,8 +4,7 @@ A look waits for every rank, so most steps have none.
 """
 
 import time
-
-from smt_ray.train.engine import Engine
+from typing import Protocol
 
 FEWEST_S = 1.0
 """Seconds from look to look, about."""
@@ -13,12 +12,23 @@ MOST_STEPS = 64
 """Steps from look to look, at most."""
 
 
+class Ranks(Protocol):
+    """All ranks, as an engine knows them."""
+
+    @property
+    def world(self) -> int:
+        """How many there are."""
+
+    def greatest(self, values: list[int]) -> list[int]:
+        """Return the greatest of each value over the ranks, which wait for each other."""
+
+
 class Agreement:
     """One rank's wishes, and the steps at which the ranks look at them."""
 
-    def __init__(self, engine: Engine, seconds: float = FEWEST_S) -> None:
+    def __init__(self, ranks: Ranks, seconds: float = FEWEST_S) -> None:
         """Look at the first step, and then about every so many `seconds`."""
-        self.engine, self.seconds = engine, seconds
+        self.ranks, self.seconds = ranks, seconds
         self._wishes = 0, 0
         self._steps, self._looked = 1, time.monotonic()
         self._left = 1
@@ -28,11 +38,11 @@ class Agreement:
         kept_stop, kept_save = self._wishes
         self._wishes = max(kept_stop, stop), max(kept_save, save)
         self._left -= 1
-        if self._left and self.engine.world > 1:
+        if self._left and self.ranks.world > 1:
             return False, False
         now = time.monotonic()
         each, self._looked = (now - self._looked) / self._steps, now
         wanted = int(min(self.seconds / max(each, 1e-9), MOST_STEPS))
-        stopping, saving, steps = self.engine.greatest([*self._wishes, max(wanted, 1)])
+        stopping, saving, steps = self.ranks.greatest([*self._wishes, max(wanted, 1)])
         self._wishes, self._steps, self._left = (0, 0), steps, steps
         return bool(stopping), bool(saving)

@@ -5,7 +5,7 @@ import pytest
 from smt_ray.train.agreement import MOST_STEPS, Agreement
 
 
-class Ranks:
+class Two:
     """What the engine of one rank of two says; the other wishes nothing, unless it is told to."""
 
     world = 2
@@ -19,7 +19,7 @@ class Ranks:
 
 
 def test_a_wish_is_kept_until_all_look():
-    ranks = Ranks()
+    ranks = Two()
     agreement = Agreement(ranks, seconds=1e9)
     found = [agreement.look(stop=step == 3, save=step == 5) for step in range(2 * MOST_STEPS + 1)]
     assert [step for step, wishes in enumerate(found) if any(wishes)] == [MOST_STEPS]
@@ -28,7 +28,7 @@ def test_a_wish_is_kept_until_all_look():
 
 
 def test_the_wish_of_another_rank_counts_and_the_slowest_says_when_to_look_again():
-    ranks = Ranks()
+    ranks = Two()
     agreement = Agreement(ranks, seconds=0.0)
     ranks.other = [0, 1, 7]
     assert agreement.look(stop=False, save=False) == (False, True)
@@ -39,7 +39,7 @@ def test_the_wish_of_another_rank_counts_and_the_slowest_says_when_to_look_again
 
 @pytest.mark.parametrize("seconds", [0.0, 1e9])
 def test_one_rank_does_what_it_wishes_at_once(seconds):
-    class Alone(Ranks):
+    class Alone(Two):
         world = 1
 
     agreement = Agreement(Alone(), seconds)

@@ -3,6 +3,9 @@
 `.item()`, `nonzero` and the like, on which a GPU would wait, raise there.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
@@ -11,40 +14,28 @@ from smt_ray.config import DmtConfig, LossConfig, UnrollConfig
 from smt_ray.data.rows import asked
 from smt_ray.objectives.bptt import Bptt
 from smt_ray.objectives.dmt import Dmt
-from smt_ray.objectives.objective import previous
+from smt_ray.objectives.objective import Batch, Objective, previous
 from smt_ray.objectives.teacher import Teacher
 from smt_ray.objectives.transition import Transition
 from tests.samples import MODEL, VOCABULARY
 
 B, L, TARGETS = 4, 10, 3
 LOSS = LossConfig(timesteps=3, horizon=4, group=B)
-OBJECTIVES = {
-    "teacher": lambda: Teacher(MODEL, LOSS, VOCABULARY, 0),
-    "teacher directions": lambda: Teacher(
-        MODEL, LossConfig(horizon=4, group=2, whiten_dynamics="directions"), VOCABULARY, 0
-    ),
-    "teacher slots": lambda: Teacher(
-        MODEL,
-        LossConfig(timesteps=L, whiten_dynamics="slots", dense_dynamics=True, dynamics_below=2.0),
-        VOCABULARY,
-        0,
-    ),
-    "transition": lambda: Transition(MODEL, VOCABULARY),
-    **{
-        f"dmt {how}": lambda changes=changes: Dmt(MODEL, DmtConfig(**changes), VOCABULARY)
-        for how, changes in {
-            "parallel": {},
-            "unrolled": {"unroll": True, "depth": 5, "dynamics": 1.0, "fade": 0.5},
-            "sequential": {"mode": "sequential"},
-            "one_step": {"mode": "one_step"},
-        }.items()
-    },
-    **{
-        f"bptt {mode}": lambda mode=mode: Bptt(
-            MODEL, UnrollConfig(mode=mode, span=L if mode == "full" else 5), VOCABULARY
-        )
-        for mode in ("full", "truncated", "parallel")
-    },
+DIRECTIONS = LossConfig(horizon=4, group=2, whiten_dynamics="directions")
+SLOTS = LossConfig(timesteps=L, whiten_dynamics="slots", dense_dynamics=True, dynamics_below=2.0)
+UNROLLED = DmtConfig(unroll=True, depth=5, dynamics=1.0, fade=0.5)
+OBJECTIVES: dict[str, Callable[[], Objective]] = {
+    "teacher": partial(Teacher, MODEL, LOSS, VOCABULARY, 0),
+    "teacher directions": partial(Teacher, MODEL, DIRECTIONS, VOCABULARY, 0),
+    "teacher slots": partial(Teacher, MODEL, SLOTS, VOCABULARY, 0),
+    "transition": partial(Transition, MODEL, VOCABULARY),
+    "dmt parallel": partial(Dmt, MODEL, DmtConfig(), VOCABULARY),
+    "dmt unrolled": partial(Dmt, MODEL, UNROLLED, VOCABULARY),
+    "dmt sequential": partial(Dmt, MODEL, DmtConfig(mode="sequential"), VOCABULARY),
+    "dmt one_step": partial(Dmt, MODEL, DmtConfig(mode="one_step"), VOCABULARY),
+    "bptt full": partial(Bptt, MODEL, UnrollConfig(mode="full", span=L), VOCABULARY),
+    "bptt truncated": partial(Bptt, MODEL, UnrollConfig(mode="truncated", span=5), VOCABULARY),
+    "bptt parallel": partial(Bptt, MODEL, UnrollConfig(mode="parallel", span=5), VOCABULARY),
 }
 
 
@@ -73,7 +64,7 @@ def test_no_value_is_asked_for(name, sparse):
     counts = OBJECTIVES[name]().counts(real)
     with FakeTensorMode() as mode:
         objective = OBJECTIVES[name]()
-        given = {n: mode.from_tensor(value) for n, value in {**real, "counts": counts}.items()}
+        given: Batch = {n: mode.from_tensor(v) for n, v in {**real, "counts": counts}.items()}
         for result in (objective(given)["loss"], objective.validate(given)["loss"]):
             assert result.shape == ()
         objective(given)["loss"].backward()

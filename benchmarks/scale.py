@@ -5,7 +5,7 @@ python -m benchmarks.scale [--quick] [--text-mb N]
 Prints, last, one line of JSON. `reader_1e12_*`: the reader of rank 511 of 1,024 on the manifest of
 1e12 tokens in 20,000 shards, without the data. `start_opens_per_rank`: files that a rank opens
 before its first batch, with 8 and with 64 shards. `tokens_over_bare`: MB/s of the token stage on
-two cores over two processes that read, cut and write the same text without Ray.
+two cores over two processes that read, cut and write the same text with numpy and pyarrow alone.
 `driver_rss_4x_over_1x`: peak memory of the driver of the token stage with four times the text.
 """
 
@@ -27,10 +27,13 @@ from typing import Any
 
 import numpy as np
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from smt_ray.config import DataConfig, RunConfig
 from smt_ray.data.manifest import write_manifest
 from smt_ray.data.reader import Reader, open_reader
+from smt_ray.data.shards import WRITTEN, row_bytes, row_group_rows, to_column, token_schema
 from smt_ray.data.source_plan import plan_source
 from smt_ray.data.storage import Location
 from smt_ray.data.tokens import write_tokens
@@ -192,7 +195,7 @@ def bare(place: Path, target: Path) -> float:
     with ProcessPoolExecutor(2) as pool:
         list(pool.map(os.path.getsize, files))  # both processes are there
         began = time.perf_counter()
-        list(pool.map(_pack, files, [target / f"{file.stem}.npy" for file in files]))
+        list(pool.map(_pack, files, [target / f"{file.stem}.parquet" for file in files]))
         seconds = time.perf_counter() - began
     shutil.rmtree(target)
     return seconds
@@ -201,7 +204,11 @@ def bare(place: Path, target: Path) -> float:
 def _pack(file: Path, target: Path) -> None:
     text = np.frombuffer(file.read_bytes(), np.uint8)
     windows = np.lib.stride_tricks.sliding_window_view(text, LENGTH + 1)[::LENGTH]
-    np.save(target, np.ascontiguousarray(windows))
+    covered = pa.array(np.full(len(windows), LENGTH, np.int32))
+    columns = [pa.array(np.arange(len(windows))), to_column(windows), covered]
+    table = pa.Table.from_arrays(columns, schema=token_schema(LENGTH, 256))
+    rows = row_group_rows(row_bytes(table.schema))
+    pq.write_table(table, target, row_group_size=rows, **WRITTEN)
 
 
 def tokens(place: Path) -> dict[str, Any]:

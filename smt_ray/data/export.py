@@ -69,7 +69,7 @@ class ExportedRNN(RNN):
         Raises:
             ValueError: if the prompt is empty.
         """
-        ids = torch.from_numpy(self.tokenizer.encode(prompt)).long()
+        ids = torch.tensor(self.tokenizer.encode(prompt), dtype=torch.int64)
         tokens = self.generate(ids, length, temperature=temperature, generator=generator)
         before: list[int] = []  # the last piece: some tokenizers drop the space that begins a text
         held: list[int] = []

@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from smt_ray.data.formats import Document
-from smt_ray.data.shards import target_type, to_column, token_schema, token_type
+from smt_ray.data.shards import Integers, target_type, to_column, token_schema, token_type
 from smt_ray.data.tokenizers import Tokenizer
 from smt_ray.objectives.objective import IGNORED
 
@@ -64,12 +64,13 @@ class WindowPacker(Packer):
 
     def tables(self, content: Iterable[Document], rows: int) -> Iterator[pa.Table]:
         """Yield token tables of `rows` rows (the last may be shorter)."""
-        separator = np.full(1, self._tokenizer.separator, np.int32)
+        separator = np.full(1, self._tokenizer.separator, self._type)
         step = rows * self._length
-        parts: list[NDArray[np.int32]] = []
+        parts: list[Integers] = []
         held = 0
         for document in content:
             ids = document if isinstance(document, np.ndarray) else self._tokenizer.encode(document)
+            ids = ids.astype(self._type, copy=False)
             new = [separator, ids] if self.documents else [ids]
             parts += new
             held += sum(map(len, new))
@@ -87,14 +88,14 @@ class WindowPacker(Packer):
             stream = np.concatenate(parts)
             yield self._table(stream[: (held - 1) // self._length * self._length + 1])
 
-    def _table(self, stream: NDArray[np.int32]) -> pa.Table:
-        length = self._length
-        windows = np.lib.stride_tricks.sliding_window_view(stream, length + 1)[::length]
-        count = len(windows)
-        covered = self._tokenizer.byte_lengths(stream[1:]).reshape(count, length).sum(1)
+    def _table(self, stream: Integers) -> pa.Table:
+        targets = stream[1:].reshape(-1, self._length)
+        count = len(targets)
+        windows = np.empty((count, self._length + 1), self._type)
+        windows[:, 0], windows[:, 1:] = stream[: -1 : self._length], targets
+        covered = self._tokenizer.covered(targets)
         self.bytes += int(covered.sum())
-        tokens = to_column(windows.astype(self._type))
-        columns = [self._ids(count), tokens, pa.array(covered.astype(np.int32))]
+        columns = [self._ids(count), to_column(windows), pa.array(covered.astype(np.int32))]
         return pa.Table.from_arrays(columns, schema=self.schema)
 
 

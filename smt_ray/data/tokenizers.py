@@ -21,6 +21,8 @@ from smt_ray.config import masked
 if TYPE_CHECKING:  # it needs pyarrow, which to load an exported RNN does not
     from smt_ray.data.storage import Location
 
+Integers = NDArray[np.integer[Any]]
+
 FILE = "tokenizer.json"
 SEPARATORS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "[SEP]")
 CHUNK = 1 << 18  # characters that a JSON tokenizer encodes at once, for its memory
@@ -39,7 +41,7 @@ class Tokenizer(ABC):
     separator: int
 
     @abstractmethod
-    def encode(self, text: str | bytes) -> NDArray[np.int32]:
+    def encode(self, text: str | bytes) -> Integers:
         """Return the token ids of `text`; what is no UTF-8 (half a surrogate pair) is replaced."""
 
     @abstractmethod
@@ -47,8 +49,8 @@ class Tokenizer(ABC):
         """Return the text of `ids`."""
 
     @abstractmethod
-    def byte_lengths(self, ids: ArrayLike) -> NDArray[np.int32]:
-        """Return the number of source bytes that each id covers, in the shape of `ids`."""
+    def covered(self, rows: Integers) -> Integers:
+        """Return the number of source bytes that the ids of each row (N, L) cover."""
 
     @abstractmethod
     def save(self, directory: "Location") -> None:
@@ -63,18 +65,17 @@ class ByteTokenizer(Tokenizer):
     vocabulary = 256
     separator = 0
 
-    def encode(self, text: str | bytes) -> NDArray[np.int32]:
+    def encode(self, text: str | bytes) -> NDArray[np.uint8]:
         """Return the UTF-8 bytes."""
-        content = _utf8(text) if isinstance(text, str) else text
-        return np.frombuffer(content, np.uint8).astype(np.int32)
+        return np.frombuffer(_utf8(text) if isinstance(text, str) else text, np.uint8)
 
     def decode(self, ids: ArrayLike) -> str:
         """Return the text of the bytes; incomplete characters become U+FFFD."""
         return np.asarray(ids, np.uint8).tobytes().decode(errors="replace")
 
-    def byte_lengths(self, ids: ArrayLike) -> NDArray[np.int32]:
-        """Return 1 for every id but the separator."""
-        return (np.asarray(ids) != self.separator).astype(np.int32)
+    def covered(self, rows: Integers) -> Integers:
+        """Return 1 for every id but the separator, which is 0."""
+        return np.count_nonzero(rows, axis=1)
 
     def save(self, directory: "Location") -> None:
         """Write a JSON file that says `bytes`."""
@@ -110,9 +111,9 @@ class NumberTokenizer(Tokenizer):
         """Return the numbers with spaces between them."""
         return " ".join(map(str, np.asarray(ids).tolist()))
 
-    def byte_lengths(self, ids: ArrayLike) -> NDArray[np.int32]:
+    def covered(self, rows: Integers) -> Integers:
         """Return 1 for every id: it stands for one number of its source."""
-        return np.ones_like(np.asarray(ids), np.int32)
+        return np.full(len(rows), rows.shape[1])
 
     def save(self, directory: "Location") -> None:
         """Write a JSON file with the vocabulary."""
@@ -180,9 +181,9 @@ class JsonTokenizer(Tokenizer):
         """Return the text of `ids`, special tokens included."""
         return str(self._backend.decode(np.asarray(ids).tolist(), skip_special_tokens=False))
 
-    def byte_lengths(self, ids: ArrayLike) -> NDArray[np.int32]:
+    def covered(self, rows: Integers) -> Integers:
         """Look the lengths up in a table made once."""
-        return self._lengths[np.asarray(ids)]
+        return self._lengths[rows].sum(1)
 
     def save(self, directory: "Location") -> None:
         """Write the tokenizers JSON."""

@@ -276,11 +276,14 @@ def test_tokenizer_round_trip_and_byte_counts(tmp_path, byte_level, kind):
     tokenizer = load_tokenizer("bytes" if kind == "bytes" else str(byte_level))
     text = "".join(TEXTS) + "\u4e2d\u6587 \x01"
     ids = tokenizer.encode(text)
-    assert ids.dtype == np.int32
+    assert np.issubdtype(ids.dtype, np.integer)
     assert ids.max() < tokenizer.vocabulary
     assert tokenizer.decode(ids) == text
-    assert tokenizer.byte_lengths(ids).sum() == len(text.encode())
-    assert tokenizer.byte_lengths([tokenizer.separator]).tolist() == [0]
+    begin, end = ids[: len(ids) // 2], ids[len(ids) // 2 : len(ids) // 2 * 2]
+    ends = [len(tokenizer.decode(part).encode()) for part in (begin, end)]
+    assert tokenizer.covered(np.stack((begin, end))).tolist() == ends
+    assert tokenizer.covered(ids[None]).tolist() == [len(text.encode())]
+    assert tokenizer.covered(np.full((2, 3), tokenizer.separator)).tolist() == [0, 0]
     assert np.array_equal(tokenizer.encode(text.encode()), ids)
     assert tokenizer.encode("").shape == (0,)
     tokenizer.save(Location.of(tmp_path))

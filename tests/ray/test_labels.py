@@ -118,8 +118,11 @@ def test_labels_keep_the_targets_of_examples(ray_session, root):
     weights = {f"encoder.{name}": value for name, value in network.state_dict().items()}
     (root / "teacher" / "model.safetensors").write_bytes(save(weights))
     labels.write_labels(config, examples, root / "teacher", "teacher0", 17, target)
-    tokens = read(examples / "train", open_manifest(examples / "train", "tokens", targets=True))
-    found = read(target / "train", open_manifest(target / "train", "labels", targets=True))
+    manifest = open_manifest(examples / "train", "tokens")
+    assert manifest["targets"] == LENGTH // 2
+    tokens = read(examples / "train", manifest)
+    targets = {"targets": manifest["targets"]}
+    found = read(target / "train", open_manifest(target / "train", "labels", **targets))
     assert found.select(tokens.column_names).equals(tokens)  # same rows, same order
     with torch.no_grad():
         alone = network(torch.from_numpy(tokens_of(tokens, 17)))

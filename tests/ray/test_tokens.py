@@ -105,7 +105,7 @@ def test_examples_are_written_with_their_targets(tmp_path, monkeypatch):
     target = Location.of(tmp_path / "pixels")
     data = DataConfig(source="pixels:digits", sequence_length=64)
     write_tokens(plan_source(data), target)
-    manifest = open_manifest(target / "validation", "tokens", targets=True, vocabulary=18)
+    manifest = open_manifest(target / "validation", "tokens", targets=64, vocabulary=18)
     assert (manifest["image"], manifest["bytes"]) == ([8, 8], 90 * 64)
     batch = Reader(target / "validation", manifest, global_batch=90, **settings).batch(0)
     assert torch.equal(batch["inputs"][:, 1:], batch["targets"][:, :-1])

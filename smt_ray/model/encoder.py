@@ -54,8 +54,8 @@ class Registers(nn.Module):
         """Attend from each timestep's registers to the trunk states up to that timestep.
 
         The K registers are heads that share keys and values, and the trunk's heads are batches. So
-        one causal attention over L serves all registers, no (L*K, L) mask exists, and the fused
-        kernels take it: with `enable_gqa` a GPU has none in fp32.
+        one causal attention over L serves all registers, no (L*K, L) mask exists, and no kernel
+        must know of grouped heads.
         """
         batch, heads, slots = len(registers), self.heads, registers.shape[2]
         query = rearrange(self.query(registers), "b s k (h d) -> (b h) k s d", h=heads)

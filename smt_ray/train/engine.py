@@ -170,7 +170,7 @@ class DeepSpeedEngine(Engine):
             model=objective, optimizer=optimizer, config=settings
         )
         if self.plain and self.world == 1:
-            self.engine.enable_backward_allreduce = False  # it copies the gradients four times
+            self.engine.enable_backward_allreduce = False  # it would only copy gradients
         # What hosts agree on must not wait for devices.
         self.hosts = dist.new_group(backend="gloo") if device.type == "cuda" else None
         # Groups that DeepSpeed makes have torch's own limit of half an hour.
